@@ -1,0 +1,177 @@
+"""Engines that are not there, may not be used, are elsewhere, or go away in the middle: code 69 and the remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import ROOT, Invoke, argv
+from torchdock import engine as engines
+
+
+class Relay:
+    """Hands connections on to the engine's socket until it is cut: an engine that stops while the real one goes on."""
+
+    def __init__(self, listener: socket.socket, target: str) -> None:
+        self.listener, self.target = listener, target
+        self.pairs: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            far = socket.socket(socket.AF_UNIX)
+            far.connect(self.target)
+            self.pairs += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    def cut(self) -> None:
+        """The engine is gone: nothing is accepted, every connection is closed."""
+        for end in (self.listener, *self.pairs):  # closing alone would not wake a thread that waits in accept()
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+        self.listener.close()
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[tuple[Relay, str]]:
+    """A local engine of the test's own, by a socket in a folder."""
+    path = tmp_path / "docker.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(64)
+    found = Relay(listener, "/var/run/docker.sock")
+    yield found, f"unix://{path}"
+    found.cut()
+
+
+def test_a_silent_engine(invoke: Invoke) -> None:
+    done = invoke("run", "--", "true", env={"DOCKER_HOST": "unix:///nowhere/docker.sock"})
+    assert done.returncode == 69
+    assert "unix:///nowhere/docker.sock" in done.stderr
+    assert "docker context use default" in done.stderr
+
+
+def test_an_unknown_context(invoke: Invoke) -> None:
+    done = invoke("run", "--", "true", env={"DOCKER_CONTEXT": "nowhere"})
+    assert done.returncode == 69
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_remote_engine_is_refused_for_launching(invoke: Invoke) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    relay = Relay(listener, "/var/run/docker.sock")
+    try:
+        done = invoke("run", "--", "true", env={"DOCKER_HOST": f"tcp://127.0.0.1:{listener.getsockname()[1]}"})
+    finally:
+        relay.cut()
+    assert done.returncode == 69
+    assert "on another machine" in done.stderr
+
+
+def test_an_engine_that_this_user_may_not_use() -> None:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # a user without the docker group
+        try:
+            os.setgroups([])
+            os.setgid(4321)
+            os.setuid(4321)
+            state = engines.classify(engines.gather({**os.environ, "HOME": "/tmp"}))
+            os.write(writer, state.value.encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as answer:
+        assert answer.read() == "forbidden"
+
+
+def test_an_engine_that_stops_in_a_build(clone: Path, relay: tuple[Relay, str]) -> None:
+    link, endpoint = relay
+    script = clone / "docker/layers/suite.sh"
+    script.write_text(script.read_text().replace("set -eu\n", "set -eu\necho waiting here\nsleep 60\n", 1))
+    child = subprocess.Popen(
+        argv("build"), cwd=clone, env={**os.environ, "DOCKER_HOST": endpoint},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    log = clone / ".torchdock/logs/build-cu130.log"
+    while child.poll() is None:
+        if log.is_file() and "waiting here" in log.read_text().partition("environment 1/")[2]:
+            break
+        time.sleep(0.1)
+    link.cut()
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 69, output
+    assert "went away" in output or "stopped answering" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.usefixtures("image")
+def test_an_engine_that_stops_in_a_run(relay: tuple[Relay, str], engine: engines.Engine) -> None:
+    link, endpoint = relay
+    words = argv("run", "--", "sh", "-c", "echo ready; exec sleep 600")
+    child = subprocess.Popen(
+        words, cwd=ROOT, env={**os.environ, "DOCKER_HOST": endpoint},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    link.cut()
+    _, errors = child.communicate(timeout=60)
+    for found in engine.containers(["dev.torchdock.role=run"]):
+        engine.remove_container(found["Id"])
+    assert child.returncode == 69, errors
+    assert "Traceback" not in errors
+
+
+def test_the_doctor_proves_this_host(invoke: Invoke, image: dict[str, Any]) -> None:
+    done = invoke("doctor", "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout
+    subjects = {found["subject"]: found for found in document["findings"]}
+    assert {"engine", "permission", "buildx", "free space", "CA bundle", "Python packages", "registry"} <= set(subjects)
+    for name in ("engine", "permission", "buildx", "Python packages"):
+        assert subjects[name]["severity"] == "good", subjects[name]
+
+
+def test_the_doctor_finds_what_is_broken(invoke: Invoke, tmp_path: Path) -> None:
+    wrong = tmp_path / "ca.pem"
+    wrong.write_text("no certificate\n")
+    env = {"SSL_CERT_FILE": str(wrong), "DOCKER_HOST": "unix:///nowhere/docker.sock"}
+    done = invoke("doctor", "--json", env=env)
+    document = json.loads(done.stdout)
+    assert done.returncode == 1
+    errors = {found["subject"]: found["remedy"] for found in document["findings"] if found["severity"] == "error"}
+    assert "SSL_CERT_FILE" in errors["CA bundle"]
+    assert "docker context use default" in errors["engine"]
+
+
+def test_a_wrong_ca_stops_a_build_before_it_starts(invoke: Invoke, tmp_path: Path) -> None:
+    done = invoke("build", env={"SSL_CERT_FILE": str(tmp_path / "missing.pem")})
+    assert done.returncode == 2
+    assert "SSL_CERT_FILE" in done.stderr

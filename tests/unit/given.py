@@ -1,0 +1,116 @@
+"""What the unit tests of the host side are given: facts, an engine that answers from a table, identities."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torchdock.container import Identity
+from torchdock.engine import Engine, EngineFacts, ImageFacts
+
+ROOT = Path(__file__).resolve().parents[2]
+SOCKET = "unix:///var/run/docker.sock"
+INFO = {"ID": "b4c1", "ServerVersion": "26.1.5", "MemTotal": 16 << 30, "SecurityOptions": ["name=seccomp"]}
+ANNA = Identity(uid=1000, gid=1000, groups=(44, 998), name="anna")
+NOBODY = 65534
+
+
+def facts(**different: Any) -> EngineFacts:
+    """Facts of an engine that answers on this host, except for what is named."""
+    usual: dict[str, Any] = {
+        "cli": "/usr/bin/docker",
+        "binary": "/usr/sbin/dockerd",
+        "unit": True,
+        "context": "default",
+        "endpoint": SOCKET,
+        "info": INFO,
+        "error": "",
+        "buildx": "v0.13.1",
+    }
+    return EngineFacts(**{**usual, **different})
+
+
+class TableEngine(Engine):
+    """An engine whose disk, limits, images and containers are what the test says; it launches nothing."""
+
+    def __init__(
+        self,
+        *,
+        info: Mapping[str, Any] = INFO,
+        open_files: int | None = 20_000,
+        data_root: Path | None = None,
+        images: Sequence[str] = (),
+        containers: Sequence[dict[str, Any]] = (),
+        cli: str = "/usr/bin/docker",
+        cached_steps: int = 100,
+        started: bool = False,
+    ) -> None:
+        super().__init__(facts(info=info, cli=cli))
+        self._given = (open_files, data_root, tuple(images), list(containers))
+        self._counted = (cached_steps, started)
+        self.removed: list[str] = []
+
+    @cached_property
+    def client(self) -> Any:
+        """Refused: what a unit test finds out must not depend on an engine that happens to run on this host."""
+        raise AssertionError("a unit test asked a real engine; TableEngine lacks that answer")
+
+    @property
+    def open_files(self) -> int | None:
+        return self._given[0]
+
+    @property
+    def data_root(self) -> Path | None:
+        return self._given[1]
+
+    def image(self, reference: str) -> ImageFacts | None:
+        return ImageFacts(f"sha256:{reference}", ("sha256:1",), 1) if reference in self._given[2] else None
+
+    def containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
+        pairs = [label.partition("=")[::2] for label in labels]
+        return [found for found in self._given[3] if all(found["Labels"].get(key) == value for key, value in pairs)]
+
+    def cached_steps(self) -> int:
+        return self._counted[0]
+
+    def has_started(self, name: str, since: float) -> bool:
+        return self._counted[1]
+
+    def remove_container(self, name: str) -> bool:
+        self.removed.append(name)
+        return len(self.removed) == 1
+
+
+def program(path: Path, script: str) -> str:
+    """An executable shell script; returns its path."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach (pytest's own temporary folders are private to one)."""
+    folder = Path(tempfile.mkdtemp(prefix="torchdock-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user who is not root: as nobody where the tests run as root, else as whoever runs them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)

@@ -1,0 +1,746 @@
+"""From inputs to a build: what decides an image's name, the plan, BuildKit's progress, failures and the disk."""
+
+import os
+import re
+import shlex
+import shutil
+from collections import namedtuple
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from given import ROOT, TableEngine, program
+
+from torchdock import image, variants
+from torchdock.console import Reporter
+from torchdock.engine import Engine, ImageFacts
+from torchdock.errors import EngineError, TorchdockError
+from torchdock.image import BaseChoice
+from torchdock.process import Completed
+from torchdock.sources import Sources
+from torchdock.state import CloneState
+
+VARIANT = variants.get(ROOT, "cu130")
+REGISTRY = BaseChoice("registry", VARIANT.base.image)
+MADE = BaseChoice("bootstrapped", "torchdock/base:trixie-0123456789ab")
+LOG = Path("/clone/.torchdock/logs/build-cu130.log")
+DOCKERFILE = (ROOT / VARIANT.dockerfile).read_text()
+GB = 10**9
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a build reads, in a clone of its own."""
+    for file in [*image.input_files(ROOT, VARIANT), ROOT / "docker/base.Dockerfile"]:
+        target = tmp_path / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    return tmp_path
+
+
+def tag(root: Path) -> str:
+    return image.plan(root, VARIANT, REGISTRY, Sources(None, ()), builder="default", no_cache=False).tag
+
+
+# --- which bytes decide the name ---
+
+
+def test_the_name_is_the_variant_and_12_hex_digits() -> None:
+    assert re.fullmatch(r"torchdock/cu130:[0-9a-f]{12}", tag(ROOT))
+
+
+def test_two_clones_with_equal_content_agree_on_the_name(clone: Path) -> None:
+    for file in clone.rglob("*"):
+        file.chmod(0o700)
+        os.utime(file, (1, 1))
+    for name in ("tests/container/__pycache__/conftest.cpython-311.pyc", "src/torchdock/inside/stray.pyc"):
+        (clone / name).parent.mkdir(exist_ok=True)
+        (clone / name).write_bytes(b"bytecode")
+    assert tag(clone) == tag(ROOT)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "docker/cuda.Dockerfile",
+        "docker/entrypoint.sh",
+        "docker/layers/system.sh",
+        "docker/layers/packages.txt",
+        "docker/locks/uv.txt",
+        "docker/locks/cu130/tools.txt",
+        "src/torchdock/__init__.py",
+        "src/torchdock/inside/check.py",
+        "tests/container/conftest.py",
+        ".dockerignore",
+    ],
+)
+def test_a_changed_input_is_a_new_name(clone: Path, name: str) -> None:
+    before = tag(clone)
+    with (clone / name).open("a") as file:
+        file.write("\n")
+    assert tag(clone) != before
+
+
+def test_a_new_and_a_renamed_file_are_new_names(clone: Path) -> None:
+    names = [tag(clone)]
+    (clone / "tests/container/test_new.py").write_text("pass\n")
+    names.append(tag(clone))
+    (clone / "tests/container/test_new.py").rename(clone / "tests/container/test_newer.py")
+    names.append(tag(clone))
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docker/requirements.in", "docker/locks/host.txt", "src/torchdock/gpus.py"]
+)
+def test_what_no_build_reads_changes_no_name(clone: Path, name: str) -> None:
+    before = tag(clone)
+    (clone / name).write_text("something else\n")
+    assert tag(clone) == before
+
+
+def test_the_base_decides_the_name_too() -> None:
+    names = {
+        image.plan(ROOT, VARIANT, base, Sources(None, ()), builder="default", no_cache=False).tag
+        for base in (REGISTRY, MADE, BaseChoice("registry", "debian@sha256:0"))
+    }
+    assert len(names) == 3
+
+
+def test_where_the_bits_come_from_is_not_in_the_name() -> None:
+    given = Sources(Path("/etc/ca.pem"), ("HTTPS_PROXY",))
+    assert image.plan(ROOT, VARIANT, REGISTRY, given, builder="lab", no_cache=True).tag == tag(ROOT)
+
+
+def test_a_missing_input_is_named(clone: Path) -> None:
+    (clone / "docker/locks/uv.txt").unlink()
+    with pytest.raises(TorchdockError, match=r"docker/locks/uv\.txt cannot be read .*git status"):
+        tag(clone)
+
+
+@pytest.mark.parametrize("more", [("forky", 1791158400), ("trixie", 1)])
+def test_a_made_base_is_one_for_each_suite_and_day(more: "tuple[str, int]") -> None:
+    usual = image.bootstrapped_base(ROOT, VARIANT.base)
+    other = image.bootstrapped_base(ROOT, variants.Base(VARIANT.base.image, *more))
+    assert re.fullmatch(r"torchdock/base:trixie-[0-9a-f]{12}", usual.reference)
+    assert usual.source == other.source == "bootstrapped"
+    assert usual.reference != other.reference
+
+
+def bind_mounts() -> "set[str]":
+    """What of the clone the Dockerfile mounts into its steps."""
+    mounts = [
+        dict(part.partition("=")[::2] for part in mount.split(","))
+        for mount in re.findall(r"--mount=(\S+)", DOCKERFILE)
+    ]
+    return {mount["source"] for mount in mounts if mount["type"] == "bind" and "from" not in mount}
+
+
+def test_every_file_that_the_dockerfile_mounts_decides_the_name() -> None:
+    inputs = {file.relative_to(ROOT).as_posix() for file in image.input_files(ROOT, VARIANT)}
+    files = {name for name in bind_mounts() if (ROOT / name).is_file()}
+    assert {"docker/layers/wheels.sh", "docker/locks/cu130/torch.txt", "docker/locks/uv.txt"} <= files
+    assert files <= inputs
+    assert bind_mounts() - files == {"docker", "src/torchdock", "tests/container"}  # read by suite.sh, below
+    assert not re.search(r"^(COPY|ADD)\b", DOCKERFILE, re.M)
+
+
+def test_every_file_that_the_last_layer_takes_decides_the_name() -> None:
+    script = (ROOT / "docker/layers/suite.sh").read_text().replace("$variant", "cu130").replace('"', "")
+    taken = set(re.findall(r"^put (\S+)$", script, re.M)) | set(re.findall(r"\$clone/(docker/\S+)", script))
+    assert taken == {
+        "src/torchdock/__init__.py",
+        "src/torchdock/inside",
+        "tests/container",
+        "docker/locks/cu130",
+        "docker/entrypoint.sh",
+    }
+    inputs = set(image.input_files(ROOT, VARIANT))
+    for name in taken:
+        below = [ROOT / name] if (ROOT / name).is_file() else [p for p in (ROOT / name).rglob("*") if p.is_file()]
+        assert {path for path in below if "__pycache__" not in path.parts} <= inputs
+
+
+def test_a_build_is_sent_what_it_reads_and_nothing_else_of_a_clone() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    assert rules[-2:] == ["**/__pycache__", "**/*.pyc"]
+    sent = [rule.removeprefix("!") for rule in rules[1:-2]]
+    assert sent == ["docker", "src/torchdock/__init__.py", "src/torchdock/inside", "tests/container"]
+    for file in image.input_files(ROOT, VARIANT):
+        name = file.relative_to(ROOT).as_posix()
+        assert name == ".dockerignore" or any(name == root or name.startswith(f"{root}/") for root in sent)
+
+
+# --- the plan ---
+
+
+def test_the_plan_is_one_docker_command() -> None:
+    planned = image.plan(ROOT, VARIANT, REGISTRY, Sources(None, ()), builder="lab", no_cache=False)
+    assert planned.argv == (
+        *("docker", "buildx", "build", "--builder", "lab", "--progress=plain", "--provenance=false", "--sbom=false"),
+        *("--file", f"{ROOT}/docker/cuda.Dockerfile", "--tag", planned.tag),
+        *("--build-arg", "SOURCE_DATE_EPOCH=1791158400", str(ROOT)),
+    )
+
+
+def test_a_made_base_is_an_argument_and_the_pinned_one_is_not() -> None:
+    pinned, made = image.plans(ROOT, VARIANT, TableEngine(), Sources(None, ()))
+    assert (pinned.base.source, made.base.source) == ("registry", "bootstrapped")
+    assert not [word for word in pinned.argv if word.startswith("BASE=")]
+    assert made.argv[made.argv.index(f"BASE={made.base.reference}") - 1] == "--build-arg"
+    assert pinned.argv[4] == made.argv[4] == "default"
+
+
+def test_secrets_go_by_path_and_proxies_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://anna:hunter2@proxy:3128")
+    given = Sources(Path("/etc/private/ca.pem"), ("HTTPS_PROXY", "no_proxy"))
+    argv = image.plan(ROOT, VARIANT, REGISTRY, given, builder="default", no_cache=False).argv
+    at = argv.index("--secret")
+    assert argv[at : at + 6] == (
+        *("--secret", "id=ca,src=/etc/private/ca.pem"),
+        *("--build-arg", "HTTPS_PROXY", "--build-arg", "no_proxy"),
+    )
+    assert "hunter2" not in " ".join(argv)
+
+
+def test_the_ca_is_named_so_that_the_command_is_good_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = image.plan(ROOT, VARIANT, REGISTRY, Sources(Path("ca.pem"), ()), builder="default", no_cache=False).argv
+    assert f"id=ca,src={tmp_path}/ca.pem" in argv
+
+
+def test_a_comma_in_the_path_of_the_ca_does_not_split_it() -> None:
+    given = Sources(Path("/etc/a,b/ca.pem"), ())
+    argv = image.plan(ROOT, VARIANT, REGISTRY, given, builder="default", no_cache=False).argv
+    assert argv[argv.index("--secret") + 1] == 'id=ca,"src=/etc/a,b/ca.pem"'  # docker reads it as CSV
+
+
+@pytest.mark.parametrize("no_cache", [True, False])
+def test_no_cache_is_passed_on(no_cache: bool) -> None:
+    argv = image.plan(ROOT, VARIANT, REGISTRY, Sources(None, ()), builder="default", no_cache=no_cache).argv
+    assert ("--no-cache" in argv) is no_cache
+
+
+# --- what is there already ---
+
+
+def test_the_image_of_the_preferred_plan_is_found_first(tmp_path: Path) -> None:
+    candidates = image.plans(ROOT, VARIANT, TableEngine(), Sources(None, ()))
+    state = CloneState(tmp_path)
+    both = TableEngine(images=[plan.tag for plan in candidates])
+    found = image.find(both, state, candidates)
+    assert found and (found.image, found.source, found.built, found.fallbacks) == (
+        candidates[0].tag,
+        "registry",
+        False,
+        [],
+    )
+    made = image.find(TableEngine(images=[candidates[1].tag]), state, candidates)
+    assert made and (made.image, made.source) == (candidates[1].tag, "bootstrapped")
+    assert "made from Debian packages" in made.fallbacks[0]
+    assert image.find(TableEngine(), state, candidates) is None
+
+
+def test_a_found_image_tells_the_fallbacks_of_its_build(tmp_path: Path) -> None:
+    candidates = image.plans(ROOT, VARIANT, TableEngine(), Sources(None, ()))
+    state = CloneState(tmp_path)
+    state.write(state.path("builds", "cu130.json"), {"image": candidates[0].tag, "fallbacks": ["said then"]})
+    found = image.find(TableEngine(images=[candidates[0].tag]), state, candidates)
+    assert found and found.document()["fallbacks"] == ["said then"]
+    assert found.document() | {"seconds": 0, "fallbacks": []} == {
+        "variant": "cu130",
+        "image": candidates[0].tag,
+        "id": f"sha256:{candidates[0].tag}",
+        "layers": ["sha256:1"],
+        "seconds": 0,
+        "built": False,
+        "source": "registry",
+        "fallbacks": [],
+    }
+
+
+def test_no_build_without_buildx(tmp_path: Path, clone: Path) -> None:
+    class Bare(TableEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.facts = type(self.facts)(**{**vars(self.facts), "buildx": ""})
+
+    with pytest.raises(EngineError, match="apt-get install docker-buildx"):
+        image.ensure(Bare(), CloneState(clone), VARIANT, Sources(None, ()), reporter=None)  # type: ignore[arg-type]
+
+
+# --- building, with a docker CLI made for the test ---
+
+
+class Builder(TableEngine):
+    """An engine whose docker CLI is a script; the image of a build is there once the script made `built`."""
+
+    def __init__(self, folder: Path, script: str, *, images: Sequence[str] = ()) -> None:
+        path = program(folder / "docker-cli", f'cd {folder}; printf "%s\\n" "$*" >>argv; case "$1" in {script} esac')
+        super().__init__(cli=path, data_root=None, images=images)
+        self.folder = folder
+
+    def image(self, reference: str) -> "ImageFacts | None":
+        built = (self.folder / "built").exists() and reference.startswith("torchdock/cu130:")
+        return ImageFacts("sha256:new", ("sha256:1",), 1) if built else super().image(reference)
+
+    @property
+    def said(self) -> "list[str]":
+        path = self.folder / "argv"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+UNREACHABLE = "pull) echo 'dial tcp: lookup registry: no such host' >&2; exit 1;;"
+BUILDS = "buildx) echo '#5 [system 2/2] RUN x'; echo '#5 DONE 9.0s'; touch built;;"
+
+
+@pytest.fixture
+def made(clone: Path) -> str:
+    return image.bootstrapped_base(clone, VARIANT.base).reference
+
+
+def ensure(engine: TableEngine, clone: Path, **options: bool) -> image.Built:
+    return image.ensure(engine, CloneState(clone), VARIANT, Sources(None, ()), Reporter(), **options)
+
+
+def test_an_image_is_built_on_the_pinned_base_and_recorded(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Builder(clone, f"pull) ;; {BUILDS}")
+    built = ensure(engine, clone)
+    wanted = image.plans(clone, VARIANT, engine, Sources(None, ()))[0]
+    assert engine.said == [f"pull --quiet {VARIANT.base.image}", " ".join(wanted.argv[1:])]
+    assert (built.image, built.id, built.built, built.source) == (wanted.tag, "sha256:new", True, "registry")
+    (record,) = CloneState(clone).records()
+    assert record | {"seconds": 0, "when": ""} == {
+        **built.document(),
+        "seconds": 0,
+        "when": "",
+        "base": VARIANT.base.image,
+        "foundation": image.foundation(clone, VARIANT),
+    }
+    log = (clone / ".torchdock/logs/build-cu130.log").read_text()
+    assert log == f"{shlex.join(wanted.argv)}\n#5 [system 2/2] RUN x\n#5 DONE 9.0s\n"
+    assert "Debian packages: 9 s" in capsys.readouterr().out
+
+
+def test_a_base_that_is_there_is_not_pulled_again(clone: Path) -> None:
+    engine = Builder(clone, BUILDS, images=[VARIANT.base.image])
+    assert ensure(engine, clone).source == "registry"
+    assert [line.split()[0] for line in engine.said] == ["buildx"]
+
+
+def test_where_no_registry_answers_a_made_base_is_taken_and_said(
+    clone: Path, made: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Builder(clone, f"{UNREACHABLE} {BUILDS}", images=[made])
+    built = ensure(engine, clone)
+    assert f"--build-arg BASE={made}" in engine.said[-1]
+    assert (
+        "fallback: no registry gave the pinned base (dial tcp: lookup registry: no such host)"
+        in capsys.readouterr().out
+    )
+    assert built.source == "bootstrapped" and len(built.fallbacks) == 1
+    assert CloneState(clone).records()[0]["fallbacks"] == built.fallbacks
+
+
+def test_locked_refuses_a_made_base(clone: Path, made: str) -> None:
+    engine = Builder(clone, f"{UNREACHABLE} {BUILDS}", images=[made])
+    with pytest.raises(TorchdockError, match="--locked refuses a base made here"):
+        ensure(engine, clone, locked=True)
+    assert [line.split()[0] for line in engine.said] == ["pull"]
+
+
+def test_an_engine_that_goes_away_while_the_base_is_pulled(clone: Path, made: str) -> None:
+    silent = "pull) echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock.' >&2; exit 1;;"
+    with pytest.raises(EngineError, match="Run `make up`"):
+        ensure(Builder(clone, silent, images=[made]), clone)
+
+
+def test_a_failed_build_leaves_no_record(clone: Path) -> None:
+    fails = "buildx) echo '#5 [tools 1/1] RUN x'; echo '#5 0.1 No space left'; echo '#5 ERROR: x'; exit 1;;"
+    with pytest.raises(TorchdockError, match=r"The disk is full.*build-cu130\.log\."):
+        ensure(Builder(clone, fails, images=[VARIANT.base.image]), clone)
+    assert CloneState(clone).records() == []
+
+
+def test_a_builder_that_keeps_images_elsewhere_is_named(clone: Path) -> None:
+    with pytest.raises(TorchdockError, match="`docker buildx use default`"):
+        ensure(Builder(clone, "buildx) ;;", images=[VARIANT.base.image]), clone)
+
+
+def test_no_cache_builds_what_is_there(clone: Path) -> None:
+    engine = Builder(clone, BUILDS, images=[VARIANT.base.image])
+    (clone / "built").touch()
+    assert ensure(engine, clone).built is False
+    assert engine.said == []
+    assert ensure(engine, clone, no_cache=True).built is True
+    assert " --no-cache " in engine.said[-1]
+
+
+# --- progress ---
+
+COLD = """\
+#0 building with "default" instance using docker driver
+
+#1 [internal] load build definition from cuda.Dockerfile
+#1 transferring dockerfile: 5.10kB 0.0s done
+#1 DONE 0.0s
+
+#4 [system 1/2] FROM docker.io/torchdock/base:trixie-2b0d8127fb09
+#4 DONE 0.0s
+
+#4 [system 1/2] FROM docker.io/torchdock/base:trixie-2b0d8127fb09
+#4 CACHED
+
+#5 [system 2/2] RUN --mount=type=secret,id=ca     sh /run/system.sh /run/packages.txt
+#5 2.114 debconf: delaying package configuration
+#5 DONE 24.6s
+
+#6 [uv 1/1] RUN --mount=type=bind,source=docker/locks/uv.txt
+#6 DONE 5.1s
+
+#7 [cuda 1/1] RUN sh /run/wheels.sh /run/lock.txt
+#7 ...
+
+#8 [auth] sharing credentials
+#8 DONE 0.1s
+
+#7 [cuda 1/1] RUN sh /run/wheels.sh /run/lock.txt
+#7 DONE 27.3s
+
+#9 [torch 1/1] RUN sh /run/wheels.sh /run/lock.txt
+#9 CACHED
+
+#10 [environment 1/2] RUN sh /run/clone/docker/layers/suite.sh /run/clone cu130
+#10 DONE 0.4s
+
+#11 [environment 2/2] WORKDIR /workspace
+#11 DONE 0.3s
+
+#12 exporting to image
+#12 exporting layers 11.2s done
+#12 DONE 11.3s
+"""
+FAILED = """\
+#6 [system 2/2] RUN echo packages
+#6 0.714 packages
+#6 DONE 0.8s
+
+#9 [tools 1/1] RUN sh /run/wheels.sh /run/lock.txt
+#9 0.300 something unrelated
+
+#7 [torch 1/1] RUN sh /run/wheels.sh /run/lock.txt
+#7 0.702 error: Failed to download `triton==3.8.0`
+#7 0.702   cause: Hash mismatch for `triton==3.8.0`
+#7 ERROR: process "/bin/sh -c sh /run/wheels.sh /run/lock.txt" did not complete successfully: exit code: 1
+
+#9 [tools 1/1] RUN sh /run/wheels.sh /run/lock.txt
+#9 CANCELED
+------
+ > [torch 1/1] RUN sh /run/wheels.sh /run/lock.txt:
+0.702 error: Failed to download `triton==3.8.0`
+------
+cuda.Dockerfile:47
+ERROR: failed to solve: process "/bin/sh -c sh /run/wheels.sh /run/lock.txt" did not complete successfully: exit code: 1
+"""
+
+
+class Screen:
+    """What a step was told to show."""
+
+    def __init__(self) -> None:
+        self.doing: list[str] = []
+        self.finished: list[str] = []
+
+    def now(self, text: str) -> None:
+        self.doing.append(text)
+
+    def done(self, text: str) -> None:
+        self.finished.append(text)
+
+
+def read(text: str, screen: "Screen | None" = None) -> image.BuildProgress:
+    progress = image.BuildProgress(screen)  # type: ignore[arg-type]
+    for line in text.splitlines():
+        progress.line(line)
+    return progress
+
+
+def test_each_stage_is_finished_once_with_the_time_of_all_its_steps() -> None:
+    assert read(COLD).finished == [
+        ("system", "25 s"),
+        ("uv", "5 s"),
+        ("cuda", "27 s"),
+        ("torch", "cached"),
+        ("environment", "1 s"),
+    ]
+
+
+def test_what_runs_is_shown_in_words() -> None:
+    screen = Screen()
+    read(COLD, screen)
+    assert screen.finished[0] == "Debian packages: 25 s"
+    assert screen.finished[3] == "torch, torchvision, triton (2.2 GB): cached"
+    assert screen.doing[0] == "Debian packages"
+    assert screen.doing[-1] == "writing the image"
+
+
+def test_what_the_failed_step_printed_is_kept_and_no_other() -> None:
+    progress = read(FAILED)
+    assert progress.finished == [("system", "1 s")]
+    assert progress.output_of_failure()[:2] == [
+        "error: Failed to download `triton==3.8.0`",
+        "  cause: Hash mismatch for `triton==3.8.0`",
+    ]
+    assert not any("unrelated" in line for line in progress.output_of_failure())
+
+
+def test_where_no_step_failed_what_buildkit_said_is_kept() -> None:
+    progress = read("#1 [internal] load build definition\n\nERROR: Cannot connect to the Docker daemon\n")
+    assert progress.output_of_failure() == ["ERROR: Cannot connect to the Docker daemon"]
+
+
+def test_every_stage_of_the_dockerfile_has_words() -> None:
+    assert re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.M) == list(image.STAGES)
+
+
+# --- failures ---
+
+UV_STEP = (
+    'process "/bin/sh -c set -eu; if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi;     python3 '
+    "-m venv /tmp/pip && /tmp/pip/bin/pip install --quiet --disable-pip-version-check         --require-hashes "
+    '--only-binary :all: --no-deps --no-compile --target /uv -r /run/uv.txt" did not complete successfully: exit code: '
+    "1"
+)
+WHEELS_STEP = 'process "/bin/sh -c sh /run/wheels.sh /run/lock.txt" did not complete successfully: exit code: 1'
+HASH, DISK, TLS = "git checkout docker/locks", "The disk is full", "SSL_CERT_FILE"
+INDEX, NETWORK, GONE = "is not in the index", "A source could not be reached", "went away in the middle"
+
+
+@pytest.mark.parametrize(
+    ("said", "step", "remedy"),
+    [
+        pytest.param(
+            "error: Failed to download `triton==3.8.0`\n  cause: Hash mismatch for `triton==3.8.0`\n\n"
+            "         Expected:\n           sha256:00\n\n         Computed:\n           sha256:91",
+            WHEELS_STEP,
+            HASH,
+            id="uv, hash",
+        ),
+        pytest.param(
+            "  × Failed to download `triton==3.8.0`\n  ╰─▶ Hash mismatch for `triton==3.8.0`\n\n      Expected:\n",
+            WHEELS_STEP,
+            HASH,
+            id="uv with boxes, hash",
+        ),
+        pytest.param(
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated the package "
+            "versions, please update the hashes.\n    uv==0.13.9 from file:///uv-0.13.9.whl (from -r /run/uv.txt):",
+            UV_STEP,
+            HASH,
+            id="pip, hash",
+        ),
+        pytest.param(
+            "error: In `--require-hashes` mode, all requirements must have a hash, but none were provided for: triton",
+            WHEELS_STEP,
+            HASH,
+            id="uv, no hash",
+        ),
+        pytest.param(
+            "error: Failed to install: torch-2.14.1.whl (torch==2.14.1)\n  cause: failed to copy file\n"
+            "  cause: No space left on device (os error 28)",
+            WHEELS_STEP,
+            DISK,
+            id="uv, disk",
+        ),
+        pytest.param("E: You don't have enough free space\ndpkg: no space left on device", "x", DISK, id="apt, disk"),
+        pytest.param(
+            "error: Failed to fetch: `https://index/simple/triton/`\n  cause: client error (Connect)\n"
+            "  cause: invalid peer certificate: UnknownIssuer",
+            WHEELS_STEP,
+            TLS,
+            id="uv, certificate",
+        ),
+        pytest.param(
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'SSLError(SSLCertVerificationError(1, "
+            "'[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate'))'\n"
+            "ERROR: No matching distribution found for uv==0.13.9",
+            UV_STEP,
+            TLS,
+            id="pip, certificate",
+        ),
+        pytest.param(
+            "  × No solution found when resolving dependencies:\n  ╰─▶ Because there is no version of triton==99,\n"
+            "      your requirements are unsatisfiable.",
+            WHEELS_STEP,
+            INDEX,
+            id="uv, no such version",
+        ),
+        pytest.param(
+            "error: Request failed after 3 retries in 8.6s\n  cause: Failed to fetch: https://index/simple/triton/\n"
+            "  cause: client error (Connect)\n  cause: tcp connect error\n  cause: Connection refused (os error 111)",
+            WHEELS_STEP,
+            NETWORK,
+            id="uv, network",
+        ),
+        pytest.param(
+            "error: Failed to fetch: https://index/simple/triton/\n  cause: client error (Connect)\n"
+            "  cause: dns error: failed to lookup address information: Temporary failure in name resolution",
+            WHEELS_STEP,
+            NETWORK,
+            id="uv, names",
+        ),
+        pytest.param(
+            "error: Failed to fetch: https://index/simple/triton/\n  cause: connection error: connection reset",
+            WHEELS_STEP,
+            NETWORK,
+            id="uv, a source resets",
+        ),
+        pytest.param(
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(Failed to establish a "
+            "new connection: [Errno 111] Connection refused)'\nERROR: Could not find a version that satisfies",
+            UV_STEP,
+            NETWORK,
+            id="pip, network",
+        ),
+        pytest.param(
+            "E: Failed to fetch http://mirror/debian/pool/g/gcc.deb  Could not connect to mirror:80 - connect (111: "
+            "Connection refused)",
+            "x",
+            NETWORK,
+            id="apt, network",
+        ),
+        pytest.param(
+            "ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+            "",
+            GONE,
+            id="engine",
+        ),
+        pytest.param(
+            "ERROR: failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF",
+            "",
+            GONE,
+            id="engine midway",
+        ),
+    ],
+)
+def test_a_failed_build_says_what_it_means_and_what_to_do(said: str, step: str, remedy: str) -> None:
+    told = image.build_failure([*said.splitlines(), *([step] if step else [])], LOG)
+    assert remedy in str(told)
+    assert str(told).startswith("The build failed: ") and str(told).endswith(f"The whole log is {LOG}.")
+    assert "\n" not in str(told)
+    assert told.exit_code == (69 if remedy == GONE else 1)
+    assert isinstance(told, EngineError) is (remedy == GONE)
+
+
+@pytest.mark.parametrize("mark", ["error: Failed to download", "  × Failed to download"])
+def test_a_lock_edited_by_hand_names_the_package(mark: str) -> None:
+    lines = [f"{mark} `nvidia-cudnn-cu13==9.24.0.43`", "  ╰─▶ Hash mismatch for `nvidia-cudnn-cu13==9.24.0.43`"]
+    told = str(image.build_failure([*lines, WHEELS_STEP], LOG))
+    assert "`nvidia-cudnn-cu13==9.24.0.43`" in told
+    assert not set("│├╰×▶─") & set(told)
+
+
+def test_an_unknown_failure_is_shown_short_with_its_beginning_and_end() -> None:
+    told = image.build_failure(["noise", "error: it began here", *["x" * 50] * 30, "and ended here"], LOG)
+    assert str(told).startswith("The build failed: error: it began here")
+    assert str(told).endswith(f"and ended here The whole log is {LOG}.")
+    assert len(str(told)) < 720
+
+
+# --- the disk ---
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def check(root: Path, engine: Engine, free: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image.shutil, "disk_usage", lambda path: Usage(10**12, 0, int(free)))
+    image.check_disk(engine, CloneState(root), VARIANT)
+
+
+def test_a_cold_build_is_refused_before_it_fills_the_disk(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TableEngine(data_root=clone)
+    check(clone, engine, VARIANT.build_bytes, monkeypatch)
+    with pytest.raises(TorchdockError) as refused:
+        check(clone, engine, VARIANT.build_bytes - 1, monkeypatch)
+    needed = f"Building cu130 needs {VARIANT.build_bytes / GB:.1f} GB free below {clone}"
+    assert needed in str(refused.value)
+    assert "docker builder prune" in str(refused.value) and "Nothing was changed." in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "foundation", "cached", "accepted"),
+    [
+        pytest.param(["torchdock/cu130:old"], "same", 30, True, id="on the large layers of an image that is there"),
+        pytest.param([], "same", 30, False, id="the image is gone"),
+        pytest.param(["torchdock/cu130:old"], "other", 30, False, id="the large layers changed"),
+        pytest.param(["torchdock/cu130:old"], "same", 0, False, id="the build cache was emptied"),
+    ],
+)
+def test_a_rebuild_needs_little_disk(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, images: "list[str]", foundation: str, cached: int, accepted: bool
+) -> None:
+    state = CloneState(clone)
+    known = image.foundation(clone, VARIANT) if foundation == "same" else foundation
+    state.write(state.path("builds", "cu130-old.json"), {"image": "torchdock/cu130:old", "foundation": known})
+    engine = TableEngine(data_root=clone, images=images, cached_steps=cached)
+    if accepted:
+        check(clone, engine, 2 * GB, monkeypatch)
+        with pytest.raises(TorchdockError, match=r"needs 2\.0 GB free"):
+            check(clone, engine, 2 * GB - 1, monkeypatch)
+    else:
+        with pytest.raises(TorchdockError, match=rf"needs {VARIANT.build_bytes / GB:.1f} GB free"):
+            check(clone, engine, 2 * GB, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "large"),
+    [
+        ("docker/layers/packages.txt", True),
+        ("docker/layers/system.sh", True),
+        ("docker/layers/wheels.sh", True),
+        ("docker/locks/uv.txt", True),
+        ("docker/locks/cu130/cuda.txt", True),
+        ("docker/locks/cu130/torch.txt", True),
+        ("docker/locks/cu130/tools.txt", False),
+        ("docker/entrypoint.sh", False),
+        ("tests/container/conftest.py", False),
+    ],
+)
+def test_the_foundation_is_what_the_large_layers_are_made_of(clone: Path, name: str, large: bool) -> None:
+    before = image.foundation(clone, VARIANT)
+    with (clone / name).open("a") as file:
+        file.write("\n")
+    assert (image.foundation(clone, VARIANT) != before) is large
+
+
+def test_a_disk_that_is_not_this_hosts_is_not_judged(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(clone, TableEngine(data_root=None), 0, monkeypatch)
+    with pytest.raises(TorchdockError):
+        check(clone, TableEngine(data_root=clone), 0, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("uid", "namespaces", "sudo", "first"),
+    [
+        pytest.param(0, False, False, [], id="root"),
+        pytest.param(1000, True, False, [], id="user namespaces"),
+        pytest.param(1000, False, True, ["sudo", "-n"], id="sudo"),
+    ],
+)
+def test_who_may_make_a_base(
+    uid: int, namespaces: bool, sudo: bool, first: "list[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    works = {"unshare": namespaces, "sudo": sudo}
+    monkeypatch.setattr(image, "capture", lambda argv, **_: Completed(0 if works[argv[0]] else 1, "", ""))
+    assert image._privilege()[:2] == first
+
+
+def test_without_any_right_making_a_base_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(image, "capture", lambda argv, **_: Completed(1, "", ""))
+    with pytest.raises(TorchdockError, match="sudo apt-get install uidmap"):
+        image._privilege()
