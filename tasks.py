@@ -88,8 +88,7 @@ def _running(json: bool = False) -> Iterator[Reporter]:
     _use_venv()
     from torchdock.console import Reporter
     from torchdock.engine import translate
-    from torchdock.errors import InputError, TorchdockError
-    from torchdock.sources import CaError
+    from torchdock.errors import TorchdockError
 
     reporter = Reporter(as_json=json)
     for number in (signal.SIGTERM, signal.SIGHUP):  # children and temporary folders end with us; nohup stays nohup
@@ -97,8 +96,6 @@ def _running(json: bool = False) -> Iterator[Reporter]:
             signal.signal(number, _end)
     try:
         yield reporter
-    except CaError as error:
-        _fail(str(error), InputError.exit_code)
     except TorchdockError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

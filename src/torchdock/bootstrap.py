@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchdock.sources import CaError, ca_bundle
+from torchdock.sources import SourceError, ca_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST_LOCK = Path("docker/locks/host.txt")
@@ -217,7 +217,7 @@ def main(argv: Sequence[str]) -> int:
     """``python3 -m torchdock.bootstrap [--dev]``; 0 when ``.venv`` is there, 2 with one paragraph when it cannot be."""
     try:
         ensure(ROOT, dev="--dev" in argv)
-    except (BootstrapError, CaError) as error:
+    except (BootstrapError, SourceError) as error:
         _say(str(error))
         return 2
     except KeyboardInterrupt:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchdock.engine import Engine, csv_fields, require
+from torchdock.engine import Engine, require
 from torchdock.errors import EngineError, InputError, TorchdockError
 from torchdock.gpus import Gpu
-from torchdock.process import Foreground, capture, foreground
+from torchdock.process import Foreground, capture, csv_fields, foreground
 from torchdock.sources import Sources
 
 ENTRYPOINT = "/opt/torchdock/docker/entrypoint.sh"

@@ -6,8 +6,6 @@ pointed at the endpoint that the CLI resolved.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -247,13 +245,6 @@ class Engine:
                 return True
             raise
         return True
-
-
-def csv_fields(*fields: str) -> str:
-    """One line of CSV, as docker reads the values of --mount and --secret."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(fields)
-    return text.getvalue()
 
 
 def require() -> Engine:

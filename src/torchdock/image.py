@@ -21,9 +21,9 @@ from typing import Any
 
 from torchdock import provision
 from torchdock.console import Reporter, Step
-from torchdock.engine import Engine, csv_fields
+from torchdock.engine import Engine
 from torchdock.errors import EngineError, TorchdockError
-from torchdock.process import capture, stream
+from torchdock.process import capture, csv_fields, stream
 from torchdock.sources import Sources
 from torchdock.state import CloneState
 from torchdock.variants import GB, Base, Variant

@@ -1,16 +1,21 @@
-"""Where bits come from on this host: the CA bundle and the proxies, and whether each source can be reached.
+"""Where bits come from on this host: CA bundle, proxies, indexes, mirrors; and whether a source answers.
 
-Values found here are secrets (index URLs and proxies carry tokens): they reach a build as BuildKit secrets or as
-predefined proxy arguments *by name*, and are never printed.
+Values found here are secrets (index URLs, mirrors and proxies carry tokens). They reach a build as BuildKit secrets or
+as predefined proxy arguments *by name*, never as words of a command, and :meth:`Sources.redact` keeps them out of logs.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from torchdock.errors import InputError
+from torchdock.process import csv_fields
 
 # In the order of how specific they are; the first that names a file wins.
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
@@ -23,6 +28,35 @@ SYSTEM_BUNDLES = (
 )
 # The ones that BuildKit knows without an ARG and keeps out of history and cache keys.
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+# The Python package index: uv's own names first, because they are the more specific ones.
+INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
+TORCH_INDEX_VARIABLE = "TORCHDOCK_TORCH_INDEX"
+APT_MIRROR_VARIABLE = "TORCHDOCK_APT_MIRROR"
+BASE_IMAGE_VARIABLE = "TORCHDOCK_BASE_IMAGE"
+SECRET_BYTES = 500 * 1024  # BuildKit's limit for one secret
+PROBE_SECONDS = 5.0
+
+
+class SourceError(InputError):
+    """A variable that names a source is wrong; the text says which one and what to do."""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A URL that replaces a source, and the variable that named it. The URL may carry a token: it is never shown."""
+
+    variable: str
+    url: str = field(repr=False)
+
+    @property
+    def parts(self) -> SplitResult:
+        """The URL taken apart."""
+        return urlsplit(self.url)
+
+    @property
+    def label(self) -> str:
+        """What people are shown: the variable and the host, neither user nor path."""
+        return f"{self.variable} at {self.parts.hostname}"
 
 
 @dataclass(frozen=True)
@@ -32,21 +66,76 @@ class Sources:
     Attributes:
         ca: the CA bundle (PEM), or None where the host has none.
         proxies: names of the proxy variables that are set; the values stay in the environment.
+        index: the Python package index, or None for the public one.
+        torch_index: the root of the PyTorch wheel indexes (their names, ``cpu`` or ``cu126``, are appended), or None
+            for the one that ``variants.toml`` names.
+        apt_mirror: Debian's archive, or None for the one that the base names.
+        base_image: a reference that replaces the pinned base's repository; empty for none.
+        netrc: credentials for hosts (the file of ``NETRC``, else ``~/.netrc``), or None.
+        loopback: some source or proxy is on this host's loopback, which a build reaches on the host's network only.
     """
 
     ca: Path | None
     proxies: tuple[str, ...]
+    index: Mirror | None = None
+    torch_index: Mirror | None = None
+    apt_mirror: Mirror | None = None
+    base_image: str = ""
+    netrc: Path | None = None
+    loopback: bool = False
 
+    @property
+    def mirrors(self) -> tuple[Mirror, ...]:
+        """Every mirror that is set."""
+        return tuple(mirror for mirror in (self.index, self.torch_index, self.apt_mirror) if mirror is not None)
 
-class CaError(Exception):
-    """A variable names a CA bundle that is missing or holds no certificate; the text says which and what to do."""
+    def torch_index_url(self, root_url: str, name: str) -> str:
+        """The index of one variant's torch wheels: ``name`` below the mirror, else below ``root_url``."""
+        root = self.torch_index.url if self.torch_index is not None else root_url
+        return f"{root.rstrip('/')}/{name}"
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment for uv or pip on the host, with CA, index and netrc under the names they read."""
+        env = dict(os.environ)
+        if self.ca is not None:
+            env["SSL_CERT_FILE"] = str(self.ca)
+        if self.index is not None:
+            env["UV_DEFAULT_INDEX"] = env["PIP_INDEX_URL"] = self.index.url
+        if self.netrc is not None:
+            env["NETRC"] = str(self.netrc)
+        return env
+
+    def secrets(self) -> list[str]:
+        """The ``--secret`` values of a build (``id=…,src=…`` or ``id=…,env=…``): names and paths, never a value."""
+        files = {"ca": self.ca, "netrc": self.netrc}
+        found = [csv_fields(f"id={name}", f"src={path.absolute()}") for name, path in files.items() if path is not None]
+        mirrors = {"index": self.index, "torch-index": self.torch_index, "apt-mirror": self.apt_mirror}
+        return found + [f"id={name},env={mirror.variable}" for name, mirror in mirrors.items() if mirror is not None]
+
+    def redact(self, text: str) -> str:
+        """The text without the URLs of mirrors and the credentials of mirrors and proxies."""
+        for mirror in self.mirrors:
+            # A tool may print the URL with, without or with a starred user, and the address is a secret as a whole:
+            # some services carry the token in the path.
+            address = re.escape(mirror.parts.netloc.rpartition("@")[2] + mirror.parts.path.rstrip("/"))
+            scheme = re.escape(mirror.parts.scheme)
+            text = re.sub(rf"{scheme}://(?:[^/@\s]*@)?{address}", f"<{mirror.label}>", text)
+        for word in self._credentials():
+            text = text.replace(word, "****")
+        return text
+
+    def _credentials(self) -> list[str]:
+        urls = [mirror.parts for mirror in self.mirrors]
+        urls += [urlsplit(os.environ.get(name, "")) for name in self.proxies]
+        words = {word for url in urls for word in (url.username, url.password) if word}
+        return sorted((word for word in words if len(word) > 3), key=len, reverse=True)
 
 
 def ca_bundle(env: Mapping[str, str], system: tuple[str, ...] = SYSTEM_BUNDLES) -> Path | None:
     """The CA bundle that this host trusts: the first variable that is set, else the system's own bundle.
 
     Raises:
-        CaError: a variable is set and its file is missing or is no PEM bundle.
+        SourceError: a variable is set and its file is missing or is no PEM bundle.
     """
     for name in CA_VARIABLES:
         value = env.get(name)
@@ -56,7 +145,7 @@ def ca_bundle(env: Mapping[str, str], system: tuple[str, ...] = SYSTEM_BUNDLES) 
         try:
             ssl.create_default_context(cafile=value)
         except (OSError, ssl.SSLError) as error:
-            raise CaError(
+            raise SourceError(
                 f"{name} names {value}, which is not a readable bundle of CA certificates ({error}). "
                 f"Correct {name} or unset it, and the system's own bundle is used."
             ) from None
@@ -64,12 +153,134 @@ def ca_bundle(env: Mapping[str, str], system: tuple[str, ...] = SYSTEM_BUNDLES) 
     return next((Path(path) for path in system if Path(path).is_file()), None)
 
 
+def _mirror(env: Mapping[str, str], names: tuple[str, ...]) -> Mirror | None:
+    for name in names:
+        value = env.get(name, "").strip()
+        if not value:
+            continue
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            good = False
+        if not good or re.search(r"[\s\"'\\]", value):
+            raise SourceError(
+                f"{name} is no http:// or https:// URL (its value is not shown, it may carry a token). Correct it, or "
+                "unset it and the public source is used."
+            )
+        return Mirror(name, value)
+    return None
+
+
+def _netrc(env: Mapping[str, str]) -> Path | None:
+    named = env.get("NETRC")
+    path = Path(named) if named else Path(env.get("HOME") or "/nonexistent", ".netrc")
+    if path.is_file() and os.access(path, os.R_OK):
+        return path
+    if named:
+        raise SourceError(f"NETRC names {named}, which is no file that can be read. Correct NETRC or unset it.")
+    return None
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
+    except ValueError:
+        return False
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
 def gather(env: Mapping[str, str] | None = None) -> Sources:
     """The facts of this host's environment; reads files, changes nothing, reaches out to nobody.
 
     Raises:
-        CaError: see :func:`ca_bundle`.
+        SourceError: a variable names a file or URL that cannot be used.
     """
     env = os.environ if env is None else env
     spellings = [spelling for name in PROXY_VARIABLES for spelling in (name, name.lower())]
-    return Sources(ca=ca_bundle(env), proxies=tuple(name for name in spellings if env.get(name)))
+    proxies = tuple(name for name in spellings if env.get(name))
+    base_image = env.get(BASE_IMAGE_VARIABLE, "").strip()
+    if base_image and not re.fullmatch(r"[a-z0-9][a-zA-Z0-9._:/@-]*", base_image):
+        raise SourceError(
+            f"{BASE_IMAGE_VARIABLE}={base_image!r} is no image reference. Name a mirror of the base, for example "
+            "registry.example.org/library/debian, or unset it."
+        )
+    index = _mirror(env, INDEX_VARIABLES)
+    torch_index = _mirror(env, (TORCH_INDEX_VARIABLE,))
+    apt_mirror = _mirror(env, (APT_MIRROR_VARIABLE,))
+    urls = [mirror.url for mirror in (index, torch_index, apt_mirror) if mirror is not None]
+    urls += [env[name] for name in proxies if not name.lower().startswith("no_")]
+    return Sources(
+        ca=ca_bundle(env),
+        proxies=proxies,
+        index=index,
+        torch_index=torch_index,
+        apt_mirror=apt_mirror,
+        base_image=base_image,
+        netrc=_netrc(env),
+        loopback=any(_is_loopback(url) for url in urls),
+    )
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Whether a source answered, and if not why: one sentence without secrets, and the remedy."""
+
+    ok: bool
+    why: str = ""
+    remedy: str = ""
+
+
+def probe(given: Sources, url: str, *, seconds: float = PROBE_SECONDS) -> Reach:
+    """Ask for this URL as a build would: through the proxy, with the CA, with the credentials of URL or netrc."""
+    import requests
+
+    verify: bool | str = str(given.ca) if given.ca is not None else True
+    try:
+        # The environment is read for proxies and netrc; the CA is given, whichever variable named it.
+        with requests.get(url, timeout=seconds, verify=verify, stream=True) as answer:
+            return judge_answer(answer.status_code)
+    except requests.exceptions.RequestException as error:
+        return judge_failure(given.redact(" ".join(str(error).split())))
+
+
+def judge_answer(status: int) -> Reach:
+    """What an HTTP status means for a source. Pure."""
+    if status < 400:
+        return Reach(True)
+    if status in (401, 403):
+        return Reach(
+            False,
+            f"it refuses the credentials (HTTP {status})",
+            "Renew the token in the URL, or the entry of that host in ~/.netrc.",
+        )
+    if status == 407:
+        return Reach(False, "the proxy refuses the credentials (HTTP 407)", "Correct the user in HTTPS_PROXY.")
+    return Reach(False, f"it answers HTTP {status}", "Check the URL, or whether the mirror carries this.")
+
+
+def judge_failure(text: str) -> Reach:
+    """What the text of a failed request means. Pure."""
+    if "expired" in text:
+        return Reach(
+            False,
+            "its TLS certificate has expired",
+            "Whoever runs that source renews it; check this host's clock (`date`).",
+        )
+    if re.search(r"CERTIFICATE_VERIFY_FAILED|UnknownIssuer|certificate", text, re.IGNORECASE):
+        return Reach(
+            False,
+            "its TLS certificate is signed by an authority that this host does not trust",
+            "Name the bundle that holds your private CA in SSL_CERT_FILE.",
+        )
+    if "SSL" in text or "TLS" in text:
+        return Reach(False, f"TLS failed ({_short(text)})", "Check the URL's scheme and port, and the proxy.")
+    if re.search(r"resolve|Name or service|getaddrinfo|nodename", text):
+        return Reach(False, "its name cannot be resolved", "Check the network, the proxy (HTTPS_PROXY) and the URL.")
+    if re.search(r"timed? ?out", text, re.IGNORECASE):
+        return Reach(False, "it does not answer in time", "Check the network and the proxy (HTTPS_PROXY).")
+    return Reach(False, f"it cannot be reached ({_short(text)})", "Check the network and the proxy (HTTPS_PROXY).")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 160 else "… " + text[-158:]

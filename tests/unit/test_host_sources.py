@@ -43,14 +43,14 @@ def test_what_is_no_bundle_is_named_with_its_variable(variable: str, content: "s
         path.mkdir()
     elif content is not None:
         path.write_text(content)
-    with pytest.raises(sources.CaError) as bad:
+    with pytest.raises(sources.SourceError) as bad:
         sources.ca_bundle({variable: str(path)}, (BUNDLE,))
     assert str(bad.value).startswith(f"{variable} names {path}, which is not a readable bundle of CA certificates (")
     assert f"Correct {variable} or unset it" in str(bad.value)
 
 
 def test_a_bad_variable_is_not_passed_over_for_a_good_one(tmp_path: Path) -> None:
-    with pytest.raises(sources.CaError, match="SSL_CERT_FILE"):
+    with pytest.raises(sources.SourceError, match="SSL_CERT_FILE"):
         sources.ca_bundle({"SSL_CERT_FILE": str(tmp_path / "none"), "PIP_CERT": BUNDLE})
 
 
