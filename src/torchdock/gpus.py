@@ -6,7 +6,7 @@ Inventory is by NVML (nvidia-ml-py); GPUs are named by UUID everywhere, because 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as NVML shows it. Memory in bytes; ``processes`` counts compute processes of anybody's."""
+    """One GPU as NVML shows it.
+
+    Attributes:
+        memory_total: bytes; 0 for a part that shares the host's memory, as is ``memory_used``.
+        processes: compute processes of anybody's.
+        compute_capability: ``major.minor``; empty where the driver does not tell.
+        mig: it is cut into MIG instances.
+    """
 
     index: int
     uuid: str
@@ -27,6 +34,8 @@ class Gpu:
     memory_total: int
     memory_used: int
     processes: int
+    compute_capability: str = ""
+    mig: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,27 +78,39 @@ def _gpu(pynvml: Any, index: int) -> Gpu:
         processes = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
     except pynvml.NVMLError:
         processes = 0
+    try:
+        capability = "{}.{}".format(*pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        capability = ""
+    try:
+        mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])  # the current mode, not the one after the next reset
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):  # no MIG before Ampere
+        mig = False
     name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
-    return Gpu(index, str(uuid), str(name), total, used, processes)
+    return Gpu(index, str(uuid), str(name), total, used, processes, capability, mig)
 
 
-def choose(inventory: Inventory, wanted: str | None) -> tuple[Gpu, ...]:
+def choose(
+    inventory: Inventory, wanted: str | None, *, unserved: Collection[str] = (), why: str = ""
+) -> tuple[Gpu, ...]:
     """The GPUs for one launch. Pure.
 
     ``wanted``: a number, ``all``, UUIDs separated by commas, or None for the default: one where there is one. By
-    number, GPUs without anybody's process come first, those with the least memory in use before others.
+    number, GPUs without anybody's process come first, those with the least memory in use before others. ``unserved``:
+    UUIDs of GPUs that the variant cannot compute on, and ``why``; they are handed to nobody.
 
     Raises:
-        InputError: not a number or UUID of this host, or more GPUs than there are.
+        InputError: not a number or UUID of this host, more GPUs than there are, or one that is not served.
         BusyError: as many exist, but others' processes use them.
     """
+    served = [gpu for gpu in inventory.gpus if gpu.uuid not in unserved]
     if wanted is None:
-        free = [gpu for gpu in inventory.gpus if gpu.processes == 0] or list(inventory.gpus)
+        free = [gpu for gpu in served if gpu.processes == 0] or served
         return tuple(sorted(free, key=lambda gpu: (gpu.memory_used, gpu.index))[:1])
     if wanted == "all":
         if not inventory.gpus:
             raise InputError(f"--gpus all: {inventory.reason}. Leave --gpus away to compute on the CPU.")
-        return inventory.gpus
+        return _all_served(wanted, inventory.gpus, unserved, why)
     if not (wanted.isascii() and wanted.isdigit()):
         by_uuid = {gpu.uuid: gpu for gpu in inventory.gpus}
         unknown = [word for word in wanted.split(",") if word not in by_uuid]
@@ -98,18 +119,27 @@ def choose(inventory: Inventory, wanted: str | None) -> tuple[Gpu, ...]:
             raise InputError(
                 f"--gpus takes a number, `all` or UUIDs; {unknown[0]!r} is none of them here. GPUs: {known}."
             )
-        return tuple(by_uuid[word] for word in dict.fromkeys(wanted.split(",")))
+        return _all_served(wanted, [by_uuid[word] for word in dict.fromkeys(wanted.split(","))], unserved, why)
     number = int(wanted[:6])  # nobody has a million
     if number > len(inventory.gpus):
         reason = inventory.reason or f"this host has {len(inventory.gpus)}"
         raise InputError(f"--gpus {number}: {reason}. Leave --gpus away to compute with what there is.")
-    free = [gpu for gpu in inventory.gpus if gpu.processes == 0]
+    if number > len(served):
+        _all_served(wanted, inventory.gpus, unserved, why)
+    free = [gpu for gpu in served if gpu.processes == 0]
     if number > len(free):
         raise BusyError(
-            f"--gpus {number}: {len(free)} of {len(inventory.gpus)} GPUs are free of other processes. Try later, ask "
+            f"--gpus {number}: {len(free)} of {len(served)} GPUs are free of other processes. Try later, ask "
             "for fewer, or name GPUs by UUID to share them."
         )
     return tuple(sorted(free, key=lambda gpu: (gpu.memory_used, gpu.index))[:number])
+
+
+def _all_served(wanted: str, asked: Sequence[Gpu], unserved: Collection[str], why: str) -> tuple[Gpu, ...]:
+    """These GPUs, if the variant computes on every one."""
+    if any(gpu.uuid in unserved for gpu in asked):
+        raise InputError(f"--gpus {wanted}: {why} `--gpus 0` computes on the CPU.")
+    return tuple(asked)
 
 
 def cdi_devices(folders: Sequence[str] = CDI_FOLDERS) -> str:

@@ -65,6 +65,42 @@ def test_a_launch_is_refused(inventory: Inventory, wanted: str, kind: "type[Torc
 
 
 @pytest.mark.parametrize(
+    ("wanted", "unserved", "indices"),
+    [
+        pytest.param(None, {"GPU-2"}, [1], id="the emptiest free one that is served"),
+        pytest.param(None, {"GPU-1", "GPU-2"}, [3], id="a busy one before one that is not served"),
+        pytest.param(None, {"GPU-0", "GPU-1", "GPU-2", "GPU-3"}, [], id="none is served: the CPU"),
+        pytest.param("0", {"GPU-0", "GPU-1", "GPU-2", "GPU-3"}, [], id="zero"),
+        pytest.param("1", {"GPU-2"}, [1], id="one"),
+        pytest.param("GPU-1,GPU-2", {"GPU-0"}, [1, 2], id="by name"),
+    ],
+)
+def test_a_gpu_that_is_not_served_is_left(wanted: "str | None", unserved: "set[str]", indices: "list[int]") -> None:
+    assert [gpu.index for gpu in gpus.choose(SERVER, wanted, unserved=unserved)] == indices
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unserved", "kind"),
+    [
+        pytest.param("all", {"GPU-1"}, InputError, id="all"),
+        pytest.param("GPU-1", {"GPU-1"}, InputError, id="by name"),
+        pytest.param("GPU-0,GPU-1", {"GPU-1"}, InputError, id="one of two"),
+        pytest.param("4", {"GPU-1"}, InputError, id="more than are served"),
+        pytest.param("1", {"GPU-0", "GPU-1", "GPU-2", "GPU-3"}, InputError, id="none is served"),
+        pytest.param("2", {"GPU-1"}, BusyError, id="served, and busy"),
+    ],
+)
+def test_a_gpu_that_is_not_served_is_refused(wanted: str, unserved: "set[str]", kind: "type[TorchdockError]") -> None:
+    why = "cu130 does not compute on it. What would: cu126."
+    with pytest.raises(kind) as refused:
+        gpus.choose(SERVER, wanted, unserved=unserved, why=why)
+    if kind is InputError:
+        assert str(refused.value) == f"--gpus {wanted}: {why} `--gpus 0` computes on the CPU."
+    else:
+        assert "1 of 3 GPUs are free" in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("chosen", "specification", "argv"),
     [
         ([], "nvidia.com/gpu GPU-0", []),
@@ -115,6 +151,9 @@ class FakeNvml(ModuleType):
     class NVMLError_NotSupported(NVMLError):
         pass
 
+    class NVMLError_FunctionNotFound(NVMLError):
+        pass
+
     def __init__(self, **errors: Exception) -> None:
         super().__init__("pynvml")
         self.errors = errors
@@ -149,6 +188,14 @@ class FakeNvml(ModuleType):
         self._may_fail("processes")
         return [1] * handle
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> "list[int]":
+        self._may_fail("capability")
+        return [9, handle]
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> "list[int]":
+        self._may_fail("mig")
+        return [handle, 1 - handle]  # now, and after the next reset
+
     def nvmlDeviceGetName(self, handle: int) -> str:
         return "NVIDIA H200"
 
@@ -166,8 +213,8 @@ def gathered(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> Inventory:
 def test_two_gpus_are_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gathered(FakeNvml(), monkeypatch) == Inventory(
         (
-            Gpu(0, "GPU-0", "NVIDIA H200", 141 * GIB, 0, 0),
-            Gpu(1, "GPU-1", "NVIDIA H200", 141 * GIB, GIB, 1),
+            Gpu(0, "GPU-0", "NVIDIA H200", 141 * GIB, 0, 0, "9.0", False),
+            Gpu(1, "GPU-1", "NVIDIA H200", 141 * GIB, GIB, 1, "9.1", True),
         ),
         "580.95.05",
         "",
@@ -184,6 +231,12 @@ def test_processes_that_cannot_be_listed_do_not_hide_a_gpu(monkeypatch: pytest.M
     assert [gpu.processes for gpu in found.gpus] == [0, 0]
 
 
+@pytest.mark.parametrize("kind", [FakeNvml.NVMLError_NotSupported, FakeNvml.NVMLError_FunctionNotFound])
+def test_what_a_driver_does_not_tell_hides_no_gpu(kind: "type[Exception]", monkeypatch: pytest.MonkeyPatch) -> None:
+    found = gathered(FakeNvml(capability=kind(), mig=kind()), monkeypatch)
+    assert [(gpu.compute_capability, gpu.mig) for gpu in found.gpus] == [("", False), ("", False)]
+
+
 @pytest.mark.parametrize(
     ("errors", "reason"),
     [
@@ -191,6 +244,8 @@ def test_processes_that_cannot_be_listed_do_not_hide_a_gpu(monkeypatch: pytest.M
         ({"init": FakeNvml.NVMLError("Driver Not Loaded")}, "does not answer (NVML: Driver Not Loaded)"),
         ({"count": FakeNvml.NVMLError("GPU is lost")}, "failed while its GPUs were listed (NVML: GPU is lost)"),
         ({"memory": FakeNvml.NVMLError("GPU is lost")}, "failed while its GPUs were listed (NVML: GPU is lost)"),
+        ({"capability": FakeNvml.NVMLError("GPU is lost")}, "failed while its GPUs were listed (NVML: GPU is lost)"),
+        ({"mig": FakeNvml.NVMLError("GPU is lost")}, "failed while its GPUs were listed (NVML: GPU is lost)"),
         ({"empty": Exception()}, "the NVIDIA driver sees no GPU"),
     ],
 )
