@@ -1,23 +1,30 @@
-"""Locks in requirements format: reading, splitting into layers, comparing; and resolving them anew with uv."""
+"""Locks in requirements format: what a lock is for, its pins, whether it can be used, and writing it whole or not.
+
+A lock is a folder ``docker/locks/<variant>/`` with one file a layer. Each begins with a header that says what it was
+resolved for; :func:`check` refuses one that is for something else before a build finds out in the middle.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-import sys
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchdock.errors import InputError, TorchdockError
-from torchdock.process import capture
-from torchdock.sources import Sources
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from torchdock.errors import InputError
 from torchdock.variants import Variant
 
-# One lock file a layer, from the rarest change to the most frequent.
+# One lock file a layer, from the rarest change to the most frequent. Other files beside them (devel.txt) are other
+# targets' and no part of the environment.
 LAYERS = ("cuda", "torch", "tools")
-PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
+REQUIREMENTS = Path("docker/requirements.in")
+NOTE = "# Written by `invoke lock` from docker/requirements.in and docker/variants.toml; change those, not this.\n"
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,54 @@ class Pin:
     text: str
 
 
+@dataclass(frozen=True)
+class Header:
+    """The first line of a lock file: what it was resolved for.
+
+    Attributes:
+        index: the upstream address of the index that torch comes from; empty where the Python package index has it, and
+            in the other layers. A host's mirror replaces it, and is never written here.
+        requirements: in ``tools.txt``, 12 hex digits of docker/requirements.in, so that an older lock is noticed. In
+            this file alone: the others are inputs of larger layers, which a new tool must not rebuild.
+    """
+
+    variant: str
+    layer: str
+    python: str
+    architectures: tuple[str, ...]
+    index: str = ""
+    requirements: str = ""
+
+    @property
+    def line(self) -> str:
+        """The header as it is written."""
+        words = {**vars(self), "architectures": ",".join(self.architectures)}
+        return "# torchdock: " + " ".join(f"{key}={value}" for key, value in words.items() if value) + "\n"
+
+
+def header(text: str) -> Header | None:
+    """The header of a lock file; None where it has none."""
+    first = text.partition("\n")[0]
+    words = dict(re.findall(r"(\w+)=(\S+)", first)) if first.startswith("# torchdock: ") else {}
+    if not {"variant", "layer", "python", "architectures"} <= set(words):
+        return None
+    return Header(
+        variant=words["variant"],
+        layer=words["layer"],
+        python=words["python"],
+        architectures=tuple(words["architectures"].split(",")),
+        index=words.get("index", ""),
+        requirements=words.get("requirements", ""),
+    )
+
+
 def parse(text: str, origin: str) -> dict[str, Pin]:
     """The pins of a lock by name.
 
     Raises:
         InputError: an entry is not ``name==version`` with at least one SHA-256; names the file and the entry.
     """
-    pins = {}
+    pins: dict[str, Pin] = {}
     logical = re.sub(r"\\\n\s*", " ", text)
     for line in logical.splitlines():
         entry = line.strip()
@@ -47,7 +95,7 @@ def parse(text: str, origin: str) -> dict[str, Pin]:
                 f"{origin}: {entry[:80]!r} is not a pinned package with its hash. Locks are written by `invoke lock`; "
                 "`git checkout docker/locks` restores them."
             )
-        name = re.sub(r"[-_.]+", "-", match[1]).lower()
+        name = canonicalize_name(match[1])
         hashes = re.findall(r"--hash=sha256:[0-9a-f]+", entry)
         marker = re.search(r";\s*(.*?)\s*--hash", entry)
         head = f"{match[1]}=={match[2]}" + (f" ; {marker[1]}" if marker else "")
@@ -55,25 +103,40 @@ def parse(text: str, origin: str) -> dict[str, Pin]:
     return pins
 
 
+def folder(root: Path, variant: str) -> Path:
+    """Where the lock of a variant is."""
+    return root / "docker" / "locks" / variant
+
+
+def layers(variant: Variant) -> tuple[str, ...]:
+    """The layers of wheels that a variant has: no CUDA layer without CUDA."""
+    return LAYERS if variant.cuda else LAYERS[1:]
+
+
+def layer_of(name: str, *, own_index: bool = False) -> str:
+    """Which layer a package belongs to, by its normalised name.
+
+    ``own_index``: the variant's torch comes from an index of its own. Its torch layer is installed from there first,
+    and that index has a triton of the same version with other hashes than the Python package index, where it is locked.
+    """
+    if name in ("torch", "torchvision") or (name == "triton" and not own_index):
+        return "torch"
+    if name == "triton" or (name.startswith(("nvidia-", "cuda-")) and name != "nvidia-ml-py"):
+        return "cuda"
+    return "tools"
+
+
 def read(root: Path, variant: str) -> dict[str, Pin]:
-    """All pins of a variant, over its layers.
+    """All pins of a variant, over its layers; empty where it has no lock.
 
     Raises:
         InputError: see :func:`parse`.
     """
     pins: dict[str, Pin] = {}
-    for path in sorted((root / "docker" / "locks" / variant).glob("*.txt")):
-        pins |= parse(path.read_text(), str(path.relative_to(root)))
+    for path in (folder(root, variant) / f"{layer}.txt" for layer in LAYERS):
+        if path.is_file():
+            pins |= parse(path.read_text(), str(path.relative_to(root)))
     return pins
-
-
-def layer_of(name: str) -> str:
-    """Which layer a package belongs to, by its normalised name."""
-    if name in ("torch", "torchvision", "triton"):
-        return "torch"
-    if name.startswith(("nvidia-", "cuda-")) and name != "nvidia-ml-py":
-        return "cuda"
-    return "tools"
 
 
 def difference(old: Mapping[str, Pin], new: Mapping[str, Pin]) -> list[tuple[str, str, str]]:
@@ -87,63 +150,198 @@ def difference(old: Mapping[str, Pin], new: Mapping[str, Pin]) -> list[tuple[str
     return rows
 
 
-def resolve(root: Path, variant: Variant, sources: Sources, upgrade: str | None) -> dict[str, Pin]:
-    """Resolve ``docker/requirements.in`` for every platform of the variant, keeping versions that are locked.
-
-    ``upgrade``: a package to move, ``all``, or None to move nothing that need not move.
+def requirements(root: Path) -> dict[int, Requirement]:
+    """What docker/requirements.in asks for, by line number.
 
     Raises:
-        InputError: the requirements cannot be satisfied, or differ between platforms; the text says which.
-        TorchdockError: the index cannot be reached.
+        InputError: a line is no requirement by name; names the line and why.
     """
-    env = dict(os.environ)
-    if sources.ca is not None:
-        env["SSL_CERT_FILE"] = str(sources.ca)
-    current = "".join(pin.text for pin in read(root, variant.name).values())
-    moved = [] if upgrade is None else ["--upgrade"] if upgrade == "all" else ["--upgrade-package", upgrade]
-    results = []
-    with tempfile.TemporaryDirectory(prefix="torchdock-lock-") as folder:
-        for platform in PLATFORMS:
-            output = Path(folder, f"{platform}.txt")
-            output.write_text(current)  # uv keeps the versions it finds in its output file
-            argv = [str(Path(sys.executable).with_name("uv")), "pip", "compile", str(root / "docker/requirements.in")]
-            argv += [
-                "--python-version",
-                variant.python,
-                "--python-platform",
-                platform,
-                "--generate-hashes",
-                "--no-config",
-            ]
-            argv += ["--no-header", "--no-annotate", "--quiet", "--output-file", str(output), *moved]
-            done = capture(argv, timeout=600, env=env)
-            if done.code != 0:
-                text = " ".join(re.sub(r"[^\x20-\x7e]", " ", done.err).split())
-                kind = InputError if "No solution" in text or "unsatisfiable" in text else TorchdockError
-                raise kind(f"docker/requirements.in could not be resolved: {text[:800]} The locks are unchanged.")
-            results.append(parse(output.read_text(), platform))
-    if difference(results[0], results[1]):
-        rows = ", ".join(name for name, *_ in difference(results[0], results[1]))
-        raise InputError(
-            f"These packages resolve differently on x86_64 and aarch64: {rows}. One lock serves both; constrain them "
-            "in docker/requirements.in. The locks are unchanged."
-        )
-    return results[0]
-
-
-def write(root: Path, variant: Variant, pins: Mapping[str, Pin]) -> None:
-    """Write the lock of each layer; every file is complete before the first one takes the place of an old one."""
-    folder = root / "docker" / "locks" / variant.name
-    ready = []
+    path = root / REQUIREMENTS
     try:
-        for layer in LAYERS:
-            entries = [pin.text for name, pin in sorted(pins.items()) if layer_of(name) == layer]
-            ready.append((folder / f".{layer}.txt.new", folder / f"{layer}.txt"))
-            ready[-1][0].write_text("".join(entries))
-    except BaseException:  # a file left behind here would be an input of the image
-        for waiting, _ in ready:
-            if waiting.is_file():
-                waiting.unlink()
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{REQUIREMENTS} cannot be read ({error}). `git checkout {REQUIREMENTS}` restores it."
+        ) from None
+    found = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = re.sub(r"(^|\s)#.*", "", raw).strip()
+        if not line:
+            continue
+        problem = ""
+        if line.startswith("-"):
+            problem = "is an option; indexes are named in the environment (UV_DEFAULT_INDEX), files are not included"
+        else:
+            try:
+                found[number] = Requirement(line)
+            except InvalidRequirement as error:
+                problem = f"is no requirement ({str(error).splitlines()[0]})"
+            else:
+                problem = "names a URL, which no lock by hash of an index can hold" if found[number].url else ""
+        if problem:
+            name = re.match(r"-*[\w.-]*", line)  # only this: a URL in such a line may carry a token
+            word = name[0] if name else ""
+            raise InputError(
+                f"{REQUIREMENTS}:{number}: {word!r} {problem}. Write one package a line: a name, and versions if it "
+                "matters, such as `einops>=0.8`. The locks are unchanged."
+            )
+    return found
+
+
+def digest(asked: Iterable[Requirement]) -> str:
+    """12 hex digits of requirements; spelling, comments and order do not matter."""
+    lines = set()
+    for requirement in asked:
+        same = Requirement(str(requirement))
+        same.name = canonicalize_name(same.name)
+        lines.add(str(same))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
+
+
+def check(root: Path, variant: Variant, architecture: str) -> list[str]:
+    """Whether the lock of a variant can be built for this architecture (as ``uname -m`` names it); reads files only.
+
+    Returns what is worth a warning: a lock that is older than its requirements.
+
+    Raises:
+        InputError: there is no lock, or it is for something else, or damaged; says which file and the remedy.
+    """
+    if architecture not in variant.architectures:
+        raise InputError(
+            f"The variant {variant.name} is for {', '.join(variant.architectures)}, not for {architecture}: there are "
+            "no wheels of it. Choose another variant (`--variant`)."
+        )
+    names = [f"{layer}.txt" for layer in layers(variant)]
+    there = [name for name in names if (folder(root, variant.name) / name).is_file()]
+    if not there:
+        where = f" where {variant.index_url.partition('://')[2]} can be reached" if variant.index else ""
+        raise InputError(
+            f"The variant {variant.name} has no lock in this clone yet: `invoke lock --variant {variant.name}`{where} "
+            "writes it."
+        )
+    pins: dict[str, Pin] = {}
+    found: Header | None = None
+    for layer, name in zip(layers(variant), names, strict=True):
+        path = folder(root, variant.name) / name
+        text = path.read_text() if name in there else ""
+        found = header(text)
+        problem = "is missing" if name not in there else _mismatch(found, variant, layer, architecture)
+        if problem:
+            raise _unfit(f"{path.relative_to(root)} {problem}", variant)
+        pins |= parse(text, str(path.relative_to(root)))
+    for name, wanted in (("torch", variant.torch), ("torchvision", variant.torchvision)):
+        locked = pins[name].version if name in pins else "none"
+        if locked != wanted:
+            raise _unfit(f"The lock of {variant.name} has {name} {locked}, docker/variants.toml says {wanted}", variant)
+    assert found is not None  # tools.txt is the last layer
+    return _age(root, variant.name, found)
+
+
+def _mismatch(found: Header | None, variant: Variant, layer: str, architecture: str) -> str:
+    """What a lock file's header says it is for instead; empty where it fits."""
+    if found is None:
+        return "does not begin with the line that says what it is for (`# torchdock: …`)"
+    if found.variant != variant.name:
+        return f"is for the variant {found.variant}, not for {variant.name}"
+    if found.layer != layer:
+        return f"is the layer {found.layer}, not {layer}"
+    if found.python != variant.python:
+        return f"is for Python {found.python}, and the variant {variant.name} has {variant.python}"
+    if architecture not in found.architectures:
+        return f"is for {', '.join(found.architectures)}, not for {architecture}"
+    wanted = variant.index_url if layer == "torch" else ""
+    if found.index != wanted:
+        here, there = (index or "the Python package index" for index in (found.index, wanted))
+        return f"takes its packages from {here}, and docker/variants.toml says {there}"
+    return ""
+
+
+def _unfit(problem: str, variant: Variant) -> InputError:
+    return InputError(
+        f"{problem}. `git checkout docker/locks` restores it, `invoke lock --variant {variant.name}` writes it anew."
+    )
+
+
+def _age(root: Path, variant: str, tools: Header) -> list[str]:
+    try:
+        asked = digest(requirements(root).values())
+    except InputError as error:  # it decides nothing in a build, the lock does
+        return [str(error)]
+    if tools.requirements == asked:
+        return []
+    return [f"The lock of {variant} is older than {REQUIREMENTS}: `invoke lock` brings it up to date."]
+
+
+def is_older(root: Path, variant: str, asked: str) -> bool:
+    """Whether the lock of a variant was resolved from other requirements than those with this digest."""
+    path = folder(root, variant) / "tools.txt"
+    found = header(path.read_text()) if path.is_file() else None
+    return found is not None and found.requirements != asked
+
+
+def files(root: Path, variant: Variant, pins: Mapping[str, Pin], asked: str) -> dict[Path, str | None]:
+    """The files of a lock and what is in them; None for one that must not be there.
+
+    ``asked`` is the digest of the requirements that the pins were resolved from.
+    """
+    found: dict[Path, str | None] = {}
+    for layer in LAYERS:
+        path = folder(root, variant.name) / f"{layer}.txt"
+        if layer not in layers(variant):
+            if path.is_file():
+                found[path] = None
+            continue
+        said = Header(
+            variant=variant.name,
+            layer=layer,
+            python=variant.python,
+            architectures=variant.architectures,
+            index=variant.index_url if layer == "torch" else "",
+            requirements=asked if layer == "tools" else "",
+        )
+        own = bool(variant.index)
+        entries = [pin.text for name, pin in sorted(pins.items()) if layer_of(name, own_index=own) == layer]
+        found[path] = said.line + NOTE + "".join(entries)
+    return found
+
+
+def replace(files: Mapping[Path, str | None]) -> None:
+    """Write all of these files (None: remove it), or none of them.
+
+    Every new file is complete before the first one takes the place of an old one, and an error or an interrupt puts
+    the old ones back; they are kept by a second name, which needs no room on the disk.
+    """
+    waiting = {path: path.with_name(f".{path.name}.new") for path in files}
+    old = {path: path.with_name(f".{path.name}.old") for path in files if path.exists()}
+    made = [path.parent for path in files if not path.parent.exists()]
+    done: list[Path] = []
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            waiting[path].write_text(text or "", encoding="utf-8")
+        for path, kept in old.items():
+            kept.unlink(missing_ok=True)  # of a run that was killed
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, kept)
+        for path, text in files.items():
+            done.append(path)
+            if text is None:
+                path.unlink(missing_ok=True)
+            else:
+                os.replace(waiting[path], path)
+    except BaseException:
+        for path in done:
+            if path in old:
+                os.replace(old[path], path)
+            else:
+                path.unlink(missing_ok=True)
         raise
-    for waiting, final in ready:
-        waiting.replace(final)
+    finally:  # whatever lies in a lock's folder would be an input of the image
+        for path in (*waiting.values(), *old.values()):
+            if path.is_file():
+                path.unlink()
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()

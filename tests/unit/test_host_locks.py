@@ -1,5 +1,9 @@
-"""Locks: reading, what is no pin, layers, differences, writing whole; and the lock of cu130 itself."""
+"""Locks: reading, what is no pin, layers, differences, what one is for, writing whole; and the committed locks."""
 
+import os
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +11,12 @@ from given import ROOT
 
 from torchdock import image, locks, variants
 from torchdock.errors import InputError
+from torchdock.inside import versions
 
 A, B = "a" * 64, "b" * 64
-VARIANT = variants.get(ROOT, "cu130")
+VARIANTS = variants.read(ROOT)
+VARIANT = VARIANTS["cu130"]
+LOCKED = [name for name in VARIANTS if (ROOT / "docker/locks" / name).is_dir()]
 LOCK = f"""\
 # written by a resolver
 torch==2.14.1 \\
@@ -103,35 +110,297 @@ def test_a_difference_names_each_package_that_moved(
     assert locks.difference(pins(**old), pins(**new)) == rows
 
 
-def locked(root: Path) -> "dict[str, str]":
-    return {path.name: path.read_text() for path in (root / "docker/locks/cu130").iterdir() if path.is_file()}
+def test_without_cuda_there_is_no_cuda_layer() -> None:
+    assert locks.layers(VARIANTS["cu130"]) == ("cuda", "torch", "tools") == versions.LAYERS
+    assert locks.layers(VARIANTS["cpu"]) == ("torch", "tools")
+
+
+def test_triton_comes_from_where_it_was_locked() -> None:
+    # The index of cu126 has a triton with other hashes, and its torch layer is installed from there.
+    assert locks.layer_of("triton", own_index=True) == "cuda"
+    assert locks.layer_of("torch", own_index=True) == "torch"
+
+
+def locked(root: Path, variant: str = "cu130") -> "dict[str, str]":
+    """The files of the environment; the lock of the devel target may lie beside them."""
+    folder = root / "docker/locks" / variant
+    return {path.name: path.read_text() for path in folder.iterdir() if path.stem in locks.LAYERS}
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    (tmp_path / "docker/locks/cu130").mkdir(parents=True)
-    for name in ("cuda.txt", "torch.txt", "tools.txt"):
-        (tmp_path / "docker/locks/cu130" / name).write_text(f"# old {name}\n")
+    """What check and write read of a clone."""
+    for name in ("variants.toml", "requirements.in"):
+        (tmp_path / "docker").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "docker" / name, tmp_path / "docker")
+    shutil.copytree(ROOT / "docker/locks/cu130", tmp_path / "docker/locks/cu130")
+    shutil.copytree(ROOT / "docker/locks/cpu", tmp_path / "docker/locks/cpu")
     return tmp_path
 
 
+# --- the header -------------------------------------------------------------------------------------------------------
+
+HEADER = locks.Header("cpu", "torch", "3.13", ("x86_64", "aarch64"), index="https://example.org/whl/cpu")
+
+
+@pytest.mark.parametrize(
+    "header", [HEADER, locks.Header("cu128", "tools", "3.13", ("x86_64",), requirements="0123456789ab")]
+)
+def test_a_header_reads_as_it_was_written(header: locks.Header) -> None:
+    assert locks.header(header.line + "torch==1\n") == header
+    assert locks.parse(header.line, "x") == {}
+    assert versions.pins(header.line) == {}
+
+
+def test_a_header_says_what_a_lock_is_for() -> None:
+    line = "variant=cpu layer=torch python=3.13 architectures=x86_64,aarch64 index=https://example.org/whl/cpu"
+    assert HEADER.line == f"# torchdock: {line}\n"
+
+
+@pytest.mark.parametrize("text", ["", "torch==1\n", "# torchdock: variant=cpu\n", f"\n{HEADER.line}"])
+def test_where_the_first_line_says_nothing_there_is_no_header(text: str) -> None:
+    assert locks.header(text) is None
+
+
+# --- requirements -----------------------------------------------------------------------------------------------------
+
+
+def asked(clone: Path, text: str) -> "dict[int, str]":
+    (clone / "docker/requirements.in").write_text(text)
+    return {number: str(requirement) for number, requirement in locks.requirements(clone).items()}
+
+
+def test_requirements_are_read_by_line(clone: Path) -> None:
+    text = "# tools\nnumpy\n\nnumba>=0.60,<1 # speed\n  einops[all] ; python_version>'3'\nx#y-is-no-comment\n"
+    found = {2: "numpy", 4: "numba<1,>=0.60", 5: 'einops[all]; python_version > "3"'}
+    assert asked(clone, text.replace("x#y-is-no-comment\n", "")) == found
+    with pytest.raises(InputError, match=r"requirements\.in:6: 'x' is no requirement"):
+        asked(clone, text)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "problem"),
+    [
+        ("numpy=2", "numpy", "is no requirement"),
+        ("-r more.txt", "-r", "is an option"),
+        ("--extra-index-url https://u:s3cret@example.org/", "--extra-index-url", "is an option"),
+        ("mine @ https://u:s3cret@example.org/mine.whl", "mine", "names a URL"),
+        ("https://u:s3cret@example.org/mine.whl", "https", "is no requirement"),
+    ],
+)
+def test_a_line_that_no_lock_can_hold_is_named_without_its_url(clone: Path, line: str, name: str, problem: str) -> None:
+    with pytest.raises(InputError) as bad:
+        asked(clone, f"numpy\n{line}\n")
+    assert str(bad.value).startswith(f"docker/requirements.in:2: {name!r} {problem}")
+    assert "s3cret" not in str(bad.value)
+
+
+def test_a_digest_is_of_what_is_asked_not_of_how_it_is_written(clone: Path) -> None:
+    def digest(text: str) -> str:
+        asked(clone, text)
+        return locks.digest(locks.requirements(clone).values())
+
+    first = digest("numpy>=2,<3\nTyping_Extensions\n")
+    assert re.fullmatch("[0-9a-f]{12}", first)
+    assert digest("# x\ntyping-extensions  # y\nnumpy <3, >=2\n") == first
+    assert digest("numpy>=2\ntyping-extensions\n") != first
+    assert digest("numpy>=2,<3\ntyping-extensions\nrich\n") != first
+
+
+# --- whether a lock can be built --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", LOCKED)
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_the_committed_locks_are_good(variant: str, architecture: str) -> None:
+    if architecture in VARIANTS[variant].architectures:
+        assert locks.check(ROOT, VARIANTS[variant], architecture) == []
+        return
+    with pytest.raises(InputError, match=rf"{variant} is for x86_64, not for {architecture}"):
+        locks.check(ROOT, VARIANTS[variant], architecture)
+
+
+def test_where_there_is_no_lock_the_task_that_writes_it_is_named(clone: Path) -> None:
+    with pytest.raises(InputError) as bad:
+        locks.check(clone, VARIANTS["cu126"], "x86_64")
+    assert str(bad.value) == (
+        "The variant cu126 has no lock in this clone yet: `invoke lock --variant cu126` where "
+        "download.pytorch.org/whl/cu126 can be reached writes it."
+    )
+    with pytest.raises(
+        InputError, match="cu128 has no lock in this clone yet: `invoke lock --variant cu128` writes it"
+    ):
+        locks.check(clone, VARIANTS["cu128"], "x86_64")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("tools", "python=3.13", "python=3.12", "is for Python 3.12, and the variant cpu has 3.13"),
+        ("torch", "=x86_64,aarch64", "=aarch64", "is for aarch64, not for x86_64"),
+        ("tools", "variant=cpu", "variant=cu130", "is for the variant cu130, not for cpu"),
+        ("tools", "layer=tools", "layer=torch", "is the layer torch, not tools"),
+        ("torch", "/whl/cpu", "/whl/cu126", "takes its packages from https://download.pytorch.org/whl/cu126, and"),
+        ("tools", "# torchdock:", "# once:", "does not begin with the line that says what it is for"),
+    ],
+)
+def test_a_lock_for_something_else_is_refused(clone: Path, file: str, old: str, new: str, said: str) -> None:
+    path = clone / f"docker/locks/cpu/{file}.txt"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError) as bad:
+        locks.check(clone, VARIANTS["cpu"], "x86_64")
+    assert str(bad.value).startswith(f"docker/locks/cpu/{file}.txt {said}")
+    assert "`git checkout docker/locks` restores it, `invoke lock --variant cpu` writes it anew." in str(bad.value)
+
+
+def test_a_lock_of_which_a_file_is_missing_is_refused(clone: Path) -> None:
+    (clone / "docker/locks/cpu/torch.txt").unlink()
+    with pytest.raises(InputError, match=r"^docker/locks/cpu/torch\.txt is missing\. `git checkout docker/locks`"):
+        locks.check(clone, VARIANTS["cpu"], "x86_64")
+
+
+@pytest.mark.parametrize(("field", "name"), [("torch", "torch"), ("torchvision", "torchvision")])
+def test_a_lock_of_another_torch_line_is_refused(clone: Path, field: str, name: str) -> None:
+    other = replace(VARIANTS["cpu"], **{field: "2.15.0+cpu"})
+    was = getattr(VARIANTS["cpu"], field)
+    with pytest.raises(
+        InputError, match=rf"lock of cpu has {name} {re.escape(was)}, docker/variants.toml says 2\.15\.0"
+    ):
+        locks.check(clone, other, "x86_64")
+
+
+def test_a_lock_with_a_missing_hash_is_refused(clone: Path) -> None:
+    path = clone / "docker/locks/cpu/tools.txt"
+    path.write_text(re.sub(r"^(iniconfig==\S+) (\\\n    --hash=\S+ ?)+", r"\1\n", path.read_text(), flags=re.M))
+    with pytest.raises(InputError, match=r"^docker/locks/cpu/tools\.txt: 'iniconfig==\S+ is not a pinned package"):
+        locks.check(clone, VARIANTS["cpu"], "x86_64")
+
+
+def test_a_lock_older_than_its_requirements_is_a_warning(clone: Path) -> None:
+    with (clone / "docker/requirements.in").open("a") as requirements:
+        requirements.write("einops\n")
+    assert locks.check(clone, VARIANTS["cpu"], "x86_64") == [
+        "The lock of cpu is older than docker/requirements.in: `invoke lock` brings it up to date."
+    ]
+    digest = locks.digest(locks.requirements(clone).values())
+    assert locks.is_older(clone, "cpu", digest) and not locks.is_older(clone, "cu126", digest)
+
+
+def test_a_mistake_in_the_requirements_stops_no_build(clone: Path) -> None:
+    (clone / "docker/requirements.in").write_text("numpy=2\n")
+    (warning,) = locks.check(clone, VARIANTS["cpu"], "x86_64")
+    assert warning.startswith("docker/requirements.in:1: 'numpy' is no requirement")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
 def test_each_package_is_written_to_the_file_of_its_layer(clone: Path) -> None:
-    new = pins(torch="2.14.1", numpy="2.5.5", attrs="1")
-    locks.write(clone, VARIANT, new)
-    assert locked(clone) == {
+    new = pins(torch="2.14.1", numpy="2.5.5", attrs="1", triton="3")
+    locks.replace(locks.files(clone, VARIANT, new, "0123456789ab"))
+    found = locked(clone)
+    assert {name: locks.header(text) for name, text in found.items()} == {
+        f"{layer}.txt": locks.Header(
+            "cu130", layer, "3.13", ("x86_64", "aarch64"), requirements="0123456789ab" * (layer == "tools")
+        )
+        for layer in locks.LAYERS
+    }
+    bodies = {name: text.partition(locks.NOTE)[2] for name, text in found.items()}
+    assert bodies == {
         "cuda.txt": "",
-        "torch.txt": new["torch"].text,
+        "torch.txt": new["torch"].text + new["triton"].text,
         "tools.txt": new["attrs"].text + new["numpy"].text,
     }
     assert locks.read(clone, "cu130") == new
 
 
-def test_where_one_file_cannot_be_written_none_is(clone: Path) -> None:
-    before = locked(clone)
-    (clone / "docker/locks/cu130/.tools.txt.new").mkdir()  # the last of the three cannot be prepared
+def test_a_variant_with_an_index_names_it_where_it_is_used(clone: Path) -> None:
+    texts = locks.files(clone, VARIANTS["cu126"], pins(torch="2.14.1+cu126", triton="3"), "0" * 12)
+    headers = {path.stem: locks.header(text or "") for path, text in texts.items()}
+    assert {name: found and found.index for name, found in headers.items()} == {
+        "cuda": "",
+        "torch": "https://download.pytorch.org/whl/cu126",
+        "tools": "",
+    }
+    assert "triton==3" in (texts[clone / "docker/locks/cu126/cuda.txt"] or "")
+
+
+def test_a_variant_that_lost_its_cuda_loses_that_file(clone: Path) -> None:
+    bare = replace(VARIANT, cuda="")
+    locks.replace(locks.files(clone, bare, pins(torch="2.14.1"), "0" * 12))
+    assert set(locked(clone)) == {"torch.txt", "tools.txt"}
+    assert {path.stem for path in locks.files(clone, bare, {}, "0" * 12)} == {"torch", "tools"}
+
+
+def test_what_is_beside_the_layers_is_no_part_of_the_lock(clone: Path) -> None:
+    before = locks.read(clone, "cu130")
+    (clone / "docker/locks/cu130/devel.txt").write_text("no lock at all\n")
+    assert locks.read(clone, "cu130") == before
+    assert locks.check(clone, VARIANT, "x86_64") == []
+
+
+def a_writing(clone: Path) -> "dict[Path, str | None]":
+    """Two files replaced, one removed, one new in a new folder."""
+    folder = clone / "docker/locks"
+    return {
+        folder / "cu130/torch.txt": "new torch\n",
+        folder / "cu130/cuda.txt": None,
+        folder / "cu126/torch.txt": "new cu126\n",
+        folder / "cu130/tools.txt": "new tools\n",
+    }
+
+
+def tree(clone: Path) -> "dict[str, str]":
+    folder = clone / "docker/locks"
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_is_written_and_nothing_is_left_beside_it(clone: Path) -> None:
+    before = tree(clone)
+    for name in ("tools.txt", "torch.txt"):  # of a run that was killed
+        os.link(clone / "docker/locks/cu130" / name, clone / f"docker/locks/cu130/.{name}.old")
+    locks.replace(a_writing(clone))
+    del before["cu130/cuda.txt"]
+    new = {"cu130/torch.txt": "new torch\n", "cu126/torch.txt": "new cu126\n", "cu130/tools.txt": "new tools\n"}
+    assert tree(clone) == {**before, **new}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
+@pytest.mark.parametrize("after", range(1, 4))
+def test_where_one_file_cannot_be_written_none_is(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException
+) -> None:
+    before, calls, real = tree(clone), [], os.replace
+
+    def stumble(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == after:
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr(locks.os, "replace", stumble)
+    with pytest.raises(type(error)):
+        locks.replace(a_writing(clone))
+    assert len(calls) >= after
+    assert tree(clone) == before
+    assert not (clone / "docker/locks/cu126").exists()
+
+
+def test_where_one_file_cannot_be_prepared_none_is_written(clone: Path) -> None:
+    before = tree(clone)
+    (clone / "docker/locks/cu130/.tools.txt.new").mkdir()  # the last one
     with pytest.raises(OSError):
-        locks.write(clone, VARIANT, pins(torch="3", numpy="3"))
-    assert locked(clone) == before
+        locks.replace(a_writing(clone))
+    assert tree(clone) == before
+
+
+def test_without_hard_links_the_old_ones_are_copied(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(locks.os, "link", refuse)
+    test_where_one_file_cannot_be_written_none_is(clone, monkeypatch, 2, KeyboardInterrupt())
 
 
 def test_a_damaged_file_of_a_lock_is_named(clone: Path) -> None:
@@ -140,25 +409,50 @@ def test_a_damaged_file_of_a_lock_is_named(clone: Path) -> None:
         locks.read(clone, "cu130")
 
 
-@pytest.mark.parametrize(("layer", "least"), [("cuda", 15), ("torch", 3), ("tools", 25)])
-def test_the_lock_of_cu130_has_each_package_in_its_layer(layer: str, least: int) -> None:
-    path = ROOT / "docker/locks/cu130" / f"{layer}.txt"
-    found = locks.parse(path.read_text(), path.name)
-    assert len(found) >= least
-    assert {name for name in found if locks.layer_of(name) != layer} == set()
+# --- the committed locks ----------------------------------------------------------------------------------------------
 
 
-def test_the_lock_of_cu130_is_as_it_would_be_written(tmp_path: Path) -> None:
-    (tmp_path / "docker/locks/cu130").mkdir(parents=True)
-    locks.write(tmp_path, VARIANT, locks.read(ROOT, "cu130"))
-    assert locked(tmp_path) == locked(ROOT)
+def test_there_is_a_lock_of_every_variant_whose_index_was_reached() -> None:
+    assert {"cpu", "cu128", "cu130"} <= set(LOCKED)
 
 
-def test_no_package_is_locked_twice() -> None:
-    sizes = {
-        name: len(locks.parse((ROOT / f"docker/locks/cu130/{name}.txt").read_text(), name)) for name in locks.LAYERS
-    }
-    assert sum(sizes.values()) == len(locks.read(ROOT, "cu130"))
+@pytest.mark.parametrize("variant", LOCKED)
+def test_each_package_of_a_lock_is_in_its_layer_and_in_no_other(variant: str) -> None:
+    own, seen = bool(VARIANTS[variant].index), []
+    for layer in locks.layers(VARIANTS[variant]):
+        found = locks.parse((ROOT / f"docker/locks/{variant}/{layer}.txt").read_text(), layer)
+        assert {name for name in found if locks.layer_of(name, own_index=own) != layer} == set()
+        assert len(found) >= {"cuda": 15, "torch": 2, "tools": 30}[layer]
+        seen += found
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("variant", LOCKED)
+def test_a_lock_is_as_it_would_be_written(variant: str) -> None:
+    digest = locks.digest(locks.requirements(ROOT).values())
+    texts = locks.files(ROOT, VARIANTS[variant], locks.read(ROOT, variant), digest)
+    assert {path.name: text for path, text in texts.items()} == locked(ROOT, variant)
+
+
+@pytest.mark.parametrize("variant", LOCKED)
+def test_everything_that_is_required_is_locked(variant: str) -> None:
+    required = {requirement.name for requirement in locks.requirements(ROOT).values()}
+    assert required >= {"numpy", "pytest", "jupyterlab", "tensorboard", "py-spy"}
+    assert required - set(locks.read(ROOT, variant)) == set()
+
+
+def test_the_variants_share_their_tools() -> None:
+    tools = [
+        {name: pin for name, pin in locks.read(ROOT, variant).items() if locks.layer_of(name) == "tools"}
+        for variant in LOCKED
+    ]
+    common = set.intersection(*(set(found) for found in tools))
+    assert len(common) > 100
+    assert all(found[name] == tools[0][name] for found in tools for name in common)
+
+
+def test_the_cpu_variant_has_no_cuda() -> None:
+    assert versions.cuda_packages(locks.read(ROOT, "cpu")) == []
 
 
 def test_the_builds_own_uv_is_pinned() -> None:
