@@ -1,19 +1,84 @@
 #!/bin/sh
-# Layer "system": Debian packages. Usage: system.sh PACKAGES_FILE
-set -eu
-if [ -s /run/secrets/ca ]; then
-    # A private CA matters to an https mirror only; given by option, it leaves no file behind.
-    set -- "$1" -o "Acquire::https::CAInfo=/run/secrets/ca"
-fi
-list=$1
-shift
-packages=$(sed 's/#.*//' "$list")
+# Layer "system": Debian packages. Usage: system.sh locked|drift
+#   locked  exactly the packages of docker/locks/debian, each by its SHA-256, from wherever it can be had
+#   drift   what the mirror carries today
+. /run/common.sh
+lock=/run/debian/$(dpkg --print-architecture).txt
+requested=$(sed 's/#.*//' /run/packages.txt)
 marker=/tmp/started
 touch "$marker"
-apt-get "$@" -o Acquire::Retries=3 update -qq
-# shellcheck disable=SC2086  # one word a package
-DEBIAN_FRONTEND=noninteractive apt-get "$@" -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
-    install -qq -y --no-install-recommends $packages >/tmp/apt.log || { cat /tmp/apt.log; exit 1; }
+archives
+export DEBIAN_FRONTEND=noninteractive
+
+# fetch MAIN SECURITY: the files of /tmp/wanted that are not there yet; apt compares each with its SHA-256.
+fetch() {
+    while read -r _ sha path; do
+        case $path in
+            debian-security/*) url=$2/${path#*/} ;;
+            *) url=$1/${path#*/} ;;
+        esac
+        file=/tmp/debs/${path##*/}
+        [ -e "$file" ] || printf '%s %s SHA256:%s\n' "$url" "$file" "$sha"
+    done </tmp/wanted >/tmp/downloads
+    # shellcheck disable=SC2086  # one word an option
+    [ ! -s /tmp/downloads ] || xargs /usr/lib/apt/apt-helper $apt download-file </tmp/downloads
+}
+
+# missing: the packages whose files are not there: five by name, and how many more.
+missing() {
+    while read -r name _ path; do
+        [ -e "/tmp/debs/${path##*/}" ] || echo "$name"
+    done </tmp/wanted | awk 'NR <= 5 { printf "%s%s", (NR == 1 ? "" : ", "), $0 } END { if (NR > 5) printf " and %d more", NR - 5 }'
+}
+
+if [ "$1" = locked ]; then
+    [ -s "$lock" ] || fail "there is no lock of Debian packages for this architecture (${lock##*/}); \`invoke lock\` writes it"
+    # Whatever base this is: afterwards every package of the lock is there in exactly its version.
+    dpkg-query -W -f '${Package} ${Version}\n' >/tmp/have
+    awk 'NR == FNR { have[$1] = $2; next } !/^#/ && have[$2] != $3 { print $2, $4, $5 }' /tmp/have "$lock" >/tmp/wanted
+    if [ -e /run/secrets/offline ]; then
+        fail "offline: the Debian packages are not in the build cache: $(wc -l </tmp/wanted) files would have to be downloaded"
+    fi
+    mkdir -p /tmp/debs
+    # The mirror first: it is near, and the hash says whether it carries exactly these. What it has dropped, the
+    # snapshot keeps.
+    suite=$(header suite "$lock")
+    if answers "$main" "$suite" >/tmp/mirror 2>&1; then fetch "$main" "$security" >>/tmp/mirror 2>&1 || true; fi
+    near=$(ls /tmp/debs | wc -l)
+    if [ -n "$(missing)" ]; then
+        snapshot=https://snapshot.debian.org/archive
+        day=$(header snapshot "$lock")
+        if answers "$snapshot/debian/$day" "$suite" >/dev/null 2>&1; then
+            fetch "$snapshot/debian/$day" "$snapshot/debian-security/$day" >/dev/null 2>&1 || true
+        fi
+    fi
+    absent=$(missing)
+    if [ -n "$absent" ]; then
+        grep -E '^(E|W): ' /tmp/mirror | tail -n 3 | hide >&2
+        if grep -q 'Hash Sum mismatch\|Hashes of expected file\|unexpected size' /tmp/mirror; then
+            fail "the Debian mirror gives other files than the lock names for: $absent. Do not trust that mirror."
+        elif grep -q ' 404 ' /tmp/mirror; then
+            fail "drift: neither the Debian mirror nor the snapshot of $day gave: $absent"
+        fi
+        fail "Debian packages could not be downloaded: $absent"
+    fi
+    echo "torchdock: source: Debian packages: $near from the mirror, $(($(ls /tmp/debs | wc -l) - near)) from the snapshot"
+    # shellcheck disable=SC2086
+    quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends /tmp/debs/*.deb
+    # What nobody asked for by name may go again with what needed it.
+    echo "$requested" | tr -s ' \n' '\n' >/tmp/requested
+    awk 'NR == FNR { asked[$1]; next } $1 == "system" && !($2 in asked) { print $2 }' /tmp/requested "$lock" >/tmp/auto
+    quietly xargs apt-mark auto </tmp/auto
+else
+    if [ -s /run/secrets/apt-mirror ]; then
+        suites "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$main" "$security" >/tmp/sources.list
+        apt="$apt -o Dir::Etc::sourcelist=/tmp/sources.list -o Dir::Etc::sourceparts=/dev/null"
+    fi
+    # shellcheck disable=SC2086
+    quietly apt-get $apt update -qq
+    # shellcheck disable=SC2086
+    quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends $requested
+fi
 
 # The caller's UID is not known when an image is built: the entrypoint writes its entry here (see nsswitch.conf(5)).
 sed -i -e 's/^passwd:.*/passwd: files extrausers/' -e 's/^group:.*/group: files extrausers/' /etc/nsswitch.conf

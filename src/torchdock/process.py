@@ -42,9 +42,16 @@ def capture(
 
 
 def stream(
-    argv: Sequence[str], on_line: Callable[[str], None], *, log: TextIO, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    on_line: Callable[[str], None],
+    *,
+    log: TextIO,
+    env: Mapping[str, str] | None = None,
+    clean: Callable[[str], str] = str,
 ) -> int:
     """Run a command, both streams merged; every line goes to the log and to ``on_line``. Returns the exit code.
+
+    ``clean`` takes out of each line what nobody may read, before it goes anywhere.
 
     The child has a process group of its own, so that Ctrl-C reaches it once, from here, and it may end in good order.
 
@@ -63,7 +70,8 @@ def stream(
     )
     assert child.stdout is not None
     try:
-        for line in child.stdout:
+        for raw in child.stdout:
+            line = clean(raw)
             log.write(line)
             log.flush()
             on_line(line.rstrip("\n"))

@@ -1,0 +1,232 @@
+"""Locks of Debian packages: each package on top of the base, and of the base itself, by name, version and SHA-256.
+
+They are resolved from the mirror's signed index in a container of the base, so that any host with an engine can do it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchdock.engine import Engine
+from torchdock.errors import InputError, TorchdockError
+from torchdock.locks import Pin, difference
+from torchdock.process import capture, csv_fields
+from torchdock.sources import Sources
+
+# The engine's word for an architecture, and Debian's.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+FOLDER = Path("docker/locks/debian")
+REQUESTED = Path("docker/layers/packages.txt")
+_LINE = re.compile(r"(base|system) (\S+) (\S+) ([0-9a-f]{64}) ((?:debian|debian-security)/pool/\S+\.deb)")
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package: its section (``base``: part of a base made here; ``system``: on top of any base), where it lies."""
+
+    section: str
+    name: str
+    version: str
+    sha256: str
+    path: str
+
+
+@dataclass(frozen=True)
+class DebianLock:
+    """The packages of one architecture.
+
+    Attributes:
+        snapshot: the time stamp below which the snapshot archive keeps all of them.
+        requested: digest of the names in ``packages.txt`` that it was resolved for.
+    """
+
+    suite: str
+    architecture: str
+    snapshot: str
+    requested: str
+    packages: tuple[Package, ...]
+
+    def text(self) -> str:
+        """As the file has it."""
+        fields = f"suite={self.suite} architecture={self.architecture} snapshot={self.snapshot}"
+        lines = [
+            f"# torchdock: {fields} requested={self.requested}",
+            "# Written by `invoke lock`: section, name, version, SHA-256, and where it lies in Debian's archives.",
+        ]
+        lines += [" ".join((one.section, one.name, one.version, one.sha256, one.path)) for one in self.packages]
+        return "\n".join(lines) + "\n"
+
+    def preferences(self) -> str:
+        """apt_preferences(5) that hold the base at exactly these versions."""
+        stanza = "Package: {}\nPin: version {}\nPin-Priority: 1001\n"
+        return "\n".join(stanza.format(one.name, one.version) for one in self.packages if one.section == "base")
+
+
+def parse(text: str, origin: str) -> DebianLock:
+    """The lock in this text.
+
+    Raises:
+        InputError: a line is not a package with its SHA-256, or the header is missing; names the file and the line.
+    """
+    remedy = "It is written by `invoke lock`; `git checkout docker/locks` restores it."
+    lines = text.splitlines()
+    header = dict(re.findall(r"(\w+)=(\S+)", lines[0])) if lines and lines[0].startswith("# torchdock:") else {}
+    if not {"suite", "architecture", "snapshot", "requested"} <= header.keys():
+        raise InputError(
+            f"{origin}: the first line does not say which suite and architecture this lock is for. {remedy}"
+        )
+    packages = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise InputError(
+                f"{origin}, line {number}: {line[:80]!r} is no package with its SHA-256 and path. {remedy}"
+            )
+        packages.append(Package(*match.groups()))
+    fields = (header["suite"], header["architecture"], header["snapshot"], header["requested"])
+    return DebianLock(*fields, tuple(packages))
+
+
+def requested(root: Path) -> list[str]:
+    """The names in ``docker/layers/packages.txt``, in its order."""
+    lines = (line.split("#")[0].split() for line in (root / REQUESTED).read_text().splitlines())
+    return [word for words in lines for word in words]
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
+
+
+def read(root: Path, architecture: str) -> DebianLock | None:
+    """The lock of an architecture (``x86_64``, ``aarch64``); None where there is none.
+
+    Raises:
+        InputError: see :func:`parse`.
+    """
+    name = f"{ARCHITECTURES.get(architecture, architecture)}.txt"
+    path = root / FOLDER / name
+    return parse(path.read_text(), str(FOLDER / name)) if path.is_file() else None
+
+
+def check(root: Path, architecture: str, suite: str) -> list[str]:
+    """Whether the lock serves a build here.
+
+    Returns:
+        Warnings: the lock is older than ``packages.txt``.
+
+    Raises:
+        InputError: there is none for this architecture, or it is for another one or another suite.
+    """
+    lock = read(root, architecture)
+    word = ARCHITECTURES.get(architecture, architecture)
+    if lock is None:
+        raise InputError(
+            f"There is no lock of Debian packages for {word} ({FOLDER}/{word}.txt). `invoke lock` writes it."
+        )
+    if (lock.architecture, lock.suite) != (word, suite):
+        raise InputError(
+            f"{FOLDER}/{word}.txt is a lock for Debian {lock.suite} on {lock.architecture}; here {suite} on {word} is "
+            "built. `git checkout docker/locks` restores it, `invoke lock` writes it anew."
+        )
+    if lock.requested != _digest(requested(root)):
+        return [f"{REQUESTED} was changed after its lock was written; `invoke lock` brings the lock up to date"]
+    return []
+
+
+def is_older(root: Path, suite: str) -> bool:
+    """Whether the lock of some architecture is missing, or older than ``packages.txt``."""
+    try:
+        return any(check(root, architecture, suite) for architecture in ARCHITECTURES)
+    except InputError:
+        return True
+
+
+def refresh(
+    engine: Engine, root: Path, base: str, suite: str, sources: Sources, *, upgrade: bool
+) -> tuple[dict[Path, str | None], list[tuple[str, str, str]]]:
+    """Resolve every architecture; writes nothing.
+
+    Returns:
+        What is to be written (only what differs from what is there), and (package, was, is) of what differs.
+
+    Raises:
+        InputError, TorchdockError: see :func:`resolve`.
+    """
+    files: dict[Path, str | None] = {}
+    rows: set[tuple[str, str, str]] = set()
+    for architecture, word in ARCHITECTURES.items():
+        try:
+            old = read(root, architecture)
+        except InputError:  # damaged: it is written anew
+            old = None
+        new = resolve(engine, root, base, architecture, suite, sources, upgrade=upgrade)
+        rows |= set(difference(_versions(old), _versions(new)))
+        # The snapshot alone is no reason: the old one keeps the same packages.
+        if old is None or (old.packages, old.requested) != (new.packages, new.requested):
+            files[root / FOLDER / f"{word}.txt"] = new.text()
+    return files, sorted(rows)
+
+
+def _versions(lock: DebianLock | None) -> dict[str, Pin]:
+    return {one.name: Pin(one.name, one.version, "") for one in lock.packages} if lock is not None else {}
+
+
+def resolve(
+    engine: Engine, root: Path, base: str, architecture: str, suite: str, sources: Sources, *, upgrade: bool
+) -> DebianLock:
+    """Resolve ``packages.txt`` in a container of ``base``; what is locked stays unless ``upgrade``.
+
+    Raises:
+        InputError: a package does not exist.
+        TorchdockError: the mirror cannot be reached or its signature is wrong.
+    """
+    names = requested(root)
+    word = ARCHITECTURES[architecture]
+    with tempfile.TemporaryDirectory(prefix="torchdock-debian-") as name:
+        folder = Path(name)
+        _hand_over(folder, sources)
+        old = root / FOLDER / f"{word}.txt"
+        (folder / "old.txt").write_text(old.read_text() if old.is_file() and not upgrade else "")
+        mounts = {
+            root / "docker/layers/common.sh": "/run/common.sh",
+            root / "docker/debian-lock.sh": "/run/debian-lock.sh",
+            folder / "secrets": "/run/secrets",
+            folder / "old.txt": "/run/old.txt",
+        }
+        argv = [engine.cli, "run", "--rm", "--init", *(["--network=host"] if sources.loopback else [])]
+        for source, target in mounts.items():
+            argv += ["--mount", csv_fields("type=bind", f"source={source}", f"target={target}", "readonly")]
+        for proxy in sources.proxies:
+            argv += ["--env", proxy]
+        done = capture([*argv, base, "sh", "/run/debian-lock.sh", word, suite, *names], timeout=600)
+    if done.code != 0:
+        said = sources.redact(" ".join(done.err.split()))
+        kind = (
+            InputError if re.search("Unable to locate package|has no installation candidate", said) else TorchdockError
+        )
+        raise kind(f"The Debian packages could not be resolved for {word}: {said[-500:]} The locks are unchanged.")
+    first, _, rest = done.out.partition("\n")
+    header = f"# torchdock: suite={suite} architecture={word} {first} requested={_digest(names)}\n"
+    return parse(header + rest, f"the lock resolved for {word}")
+
+
+def _hand_over(folder: Path, sources: Sources) -> None:
+    """Lay out ``/run/secrets`` as a build has it, readable for this user alone."""
+    secrets = folder / "secrets"
+    secrets.mkdir(mode=0o700)
+    for name, path in (("ca", sources.ca), ("netrc", sources.netrc)):
+        if path is not None:
+            shutil.copyfile(path, secrets / name)
+    if sources.apt_mirror is not None:
+        handle = os.open(secrets / "apt-mirror", os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(sources.apt_mirror.url)

@@ -1,0 +1,147 @@
+"""Locks of Debian packages: read, checked, and resolved by a script in a container."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from given import ROOT, TableEngine, program
+
+from torchdock import debian
+from torchdock.errors import InputError, TorchdockError
+from torchdock.sources import Mirror, Sources
+
+SUM = "5" * 64
+LOCK = f"""\
+# torchdock: suite=trixie architecture=amd64 snapshot=20261122T021046Z requested=0123456789ab
+# Written by `invoke lock`: section, name, version, SHA-256, and where it lies in Debian's archives.
+base bash 5.2.37-2+b9 {SUM} debian/pool/main/b/bash/bash_5.2.37-2%2bb9_amd64.deb
+system git 1:2.47.3-0 {SUM} debian-security/pool/updates/main/g/git/git_2.47.3-0_amd64.deb
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    for name in ("docker/layers/packages.txt", "docker/locks/debian/amd64.txt", "docker/locks/debian/arm64.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_a_lock_is_read_and_written_alike() -> None:
+    lock = debian.parse(LOCK, "amd64.txt")
+    assert (lock.suite, lock.architecture, lock.snapshot) == ("trixie", "amd64", "20261122T021046Z")
+    assert [one.name for one in lock.packages] == ["bash", "git"]
+    assert lock.packages[1].version == "1:2.47.3-0"
+    assert lock.text() == LOCK
+
+
+def test_only_the_base_is_pinned_for_the_base() -> None:
+    assert debian.parse(LOCK, "x").preferences() == "Package: bash\nPin: version 5.2.37-2+b9\nPin-Priority: 1001\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (SUM, SUM[:-1], "amd64.txt, line 3"),
+        ("base bash", "other bash", "amd64.txt, line 3"),
+        ("debian-security/pool", "elsewhere/pool", "amd64.txt, line 4"),
+        (" 1:2.47.3-0", "", "amd64.txt, line 4"),
+        ("# torchdock: ", "# ", "the first line"),
+        ("suite=trixie ", "", "the first line"),
+    ],
+)
+def test_a_lock_that_was_damaged_names_the_line(old: str, new: str, told: str) -> None:
+    with pytest.raises(InputError, match=told) as bad:
+        debian.parse(LOCK.replace(old, new), "amd64.txt")
+    assert "git checkout docker/locks" in str(bad.value)
+
+
+@pytest.mark.parametrize("architecture", list(debian.ARCHITECTURES))
+def test_the_locks_of_this_tree_are_up_to_date(architecture: str) -> None:
+    assert debian.check(ROOT, architecture, "trixie") == []
+    lock = debian.read(ROOT, architecture)
+    assert lock is not None
+    locked = {one.name for one in lock.packages}
+    assert set(debian.requested(ROOT)) <= locked
+    assert {"bash", "libc6"} <= {one.name for one in lock.packages if one.section == "base"}
+    assert len(locked) == len(lock.packages)
+
+
+def test_packages_have_a_why_that_is_no_package(clone: Path) -> None:
+    (clone / debian.REQUESTED).write_text("# all\n\ngcc  # compiles\ngit tmux\n")
+    assert debian.requested(clone) == ["gcc", "git", "tmux"]
+
+
+def test_a_lock_older_than_its_packages_is_noticed(clone: Path) -> None:
+    path = clone / debian.REQUESTED
+    path.write_text(path.read_text().replace("# people fetch things", "# another why"))
+    assert debian.check(clone, "x86_64", "trixie") == []
+    path.write_text(path.read_text() + "hello\n")
+    (warning,) = debian.check(clone, "x86_64", "trixie")
+    assert "packages.txt was changed after its lock was written" in warning
+
+
+def test_a_lock_for_something_else_is_refused(clone: Path) -> None:
+    with pytest.raises(InputError, match=r"debian/riscv64\.txt.*`invoke lock` writes it"):
+        debian.check(clone, "riscv64", "trixie")
+    with pytest.raises(InputError, match="a lock for Debian trixie on amd64; here forky on amd64"):
+        debian.check(clone, "x86_64", "forky")
+    shutil.copy(clone / "docker/locks/debian/arm64.txt", clone / "docker/locks/debian/amd64.txt")
+    with pytest.raises(InputError, match="a lock for Debian trixie on arm64; here trixie on amd64"):
+        debian.check(clone, "x86_64", "trixie")
+
+
+# --- resolving, with a docker CLI made for the test ---
+
+
+def resolve(clone: Path, script: str, given: Sources, *, upgrade: bool = False) -> debian.DebianLock:
+    """``script`` sees docker's words in $*, and the handed over folder in $secrets."""
+    find = 'for word in "$@"; do case $word in *target=/run/secrets*) word=${word#*source=}; secrets=${word%%,*};; '
+    find += "*target=/run/old.txt*) word=${word#*source=}; old=${word%%,*};; esac; done; "
+    engine = TableEngine(cli=program(clone / "docker-cli", f'echo "$*" >{clone}/argv; {find} {script}'))
+    return debian.resolve(engine, clone, "base:1", "x86_64", "trixie", given, upgrade=upgrade)
+
+
+ANSWER = "cat <<'E'\nsnapshot=20261122T021046Z\n" + LOCK.split("\n", 2)[2] + "E"
+
+
+def test_a_resolved_lock_says_what_it_was_resolved_for(clone: Path) -> None:
+    lock = resolve(clone, ANSWER, Sources(None, ("HTTPS_PROXY",)))
+    assert [one.name for one in lock.packages] == ["bash", "git"]
+    (clone / debian.FOLDER / "amd64.txt").write_text(lock.text())
+    assert debian.check(clone, "x86_64", "trixie") == []
+    argv = (clone / "argv").read_text()
+    assert "--env HTTPS_PROXY" in argv
+    assert argv.rstrip().endswith("base:1 sh /run/debian-lock.sh amd64 trixie " + " ".join(debian.requested(clone)))
+
+
+def test_credentials_are_handed_over_in_files_for_this_user_alone(clone: Path) -> None:
+    netrc = clone / "netrc"
+    netrc.write_text("machine lab login anna password hunter2\n")
+    mirror = Mirror("TORCHDOCK_APT_MIRROR", "https://anna:hunter2@lab/debian")
+    look = f"stat -c %a $secrets $secrets/apt-mirror >{clone}/modes; cat $secrets/* >{clone}/secrets; {ANSWER}"
+    resolve(clone, look, Sources(None, (), apt_mirror=mirror, netrc=netrc))
+    assert (clone / "modes").read_text() == "700\n600\n"
+    assert (clone / "secrets").read_text() == "https://anna:hunter2@lab/debian" + netrc.read_text()
+    assert "hunter2" not in (clone / "argv").read_text()
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_what_is_locked_is_told_unless_all_may_move(clone: Path, upgrade: bool) -> None:
+    resolve(clone, f"cp $old {clone}/old; {ANSWER}", Sources(None, ()), upgrade=upgrade)
+    expected = "" if upgrade else (ROOT / debian.FOLDER / "amd64.txt").read_text()
+    assert (clone / "old").read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [("E: Unable to locate package helo", 2), ("E: Failed to fetch https://anna:hunter2@lab/debian/x", 1)],
+)
+def test_what_cannot_be_resolved_leaves_the_lock(clone: Path, said: str, code: int) -> None:
+    before = (clone / debian.FOLDER / "amd64.txt").read_text()
+    mirror = Mirror("TORCHDOCK_APT_MIRROR", "https://anna:hunter2@lab/debian")
+    with pytest.raises(TorchdockError, match="The locks are unchanged") as bad:
+        resolve(clone, f"echo '{said}' >&2; exit 1", Sources(None, (), apt_mirror=mirror))
+    assert bad.value.exit_code == code
+    assert "hunter2" not in str(bad.value)
+    assert (clone / debian.FOLDER / "amd64.txt").read_text() == before
