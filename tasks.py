@@ -23,10 +23,12 @@ from invoke.parser import Parser
 from invoke.tasks import task as invoke_task
 
 if TYPE_CHECKING:
+    from torchdock.choice import Choice
     from torchdock.console import Reporter
     from torchdock.container import Identity, LaunchPlan
     from torchdock.engine import Engine
-    from torchdock.image import Built
+    from torchdock.gpus import Gpu
+    from torchdock.image import Built, Wishes
     from torchdock.sources import Sources
     from torchdock.state import CloneState
     from torchdock.variants import Variant
@@ -38,9 +40,12 @@ QUICK_SECONDS = 45  # the quick checks after `up` take at most this long
 
 SHORT_FLAGS = {"workspace": "w"}
 HELP = {
-    "cuda": "the newest CUDA variant (the default; it also computes on CPUs)",
-    "variant": "a variant by name (docker/variants.toml)",
+    "cuda": "a CUDA variant is demanded: the one for this host's driver and GPUs, else the newest",
+    "cpu": "the CPU variant is demanded",
+    "variant": "a variant by name (docker/variants.toml; default: the one for this host)",
+    "devel": "with nvcc and CUDA's headers, for extensions (target `devel`)",
     "locked": "refuse every fallback",
+    "offline": "contact no source: build from what is cached, or say what is missing",
     "no-cache": "build every layer anew",
     "workspace": "the folder that is mounted at /workspace (default: this clone)",
     "gpus": "how many GPUs, `all`, or UUIDs (default: one where there is one)",
@@ -59,16 +64,32 @@ class _Task(Task):  # type: ignore[type-arg]
         return options
 
 
-def task(*names: str, **more: str) -> Any:
-    """``@task`` with the shared help texts of the named options."""
+def task(*names: str, optional: tuple[str, ...] = (), **more: str) -> Any:
+    """``@task`` with the shared help texts of the named options; those in ``optional`` need no value."""
     texts = {name: HELP[name] for name in names} | {key.replace("_", "-"): text for key, text in more.items()}
-    return invoke_task(klass=_Task, auto_shortflags=False, help=texts)
+    return invoke_task(klass=_Task, auto_shortflags=False, help=texts, optional=optional)
+
+
+# invoke has no positional argument that may be left away: a word after one of these tasks is the value of this option.
+WORDS = {"verify": "image"}
+
+
+def _name_words(self: Parser, argv: list[str]) -> list[str]:
+    """``verify IMAGE`` as ``verify --image IMAGE``."""
+    for name in WORDS.keys() & set(self.contexts) & set(argv):
+        flags = self.contexts[name].flags
+        index = argv.index(name) + 1
+        while index < len(argv) and argv[index].startswith("-"):
+            index += 2 if argv[index] in flags and flags[argv[index]].takes_value else 1
+        if index < len(argv) and argv[index] not in self.contexts:
+            return [*argv[:index], f"--{WORDS[name]}", *argv[index:]]
+    return argv
 
 
 def _parse_argv(self: Parser, argv: list[str], _original: Any = Parser.parse_argv) -> Any:
     """A mistyped task or option is wrong input: exit code 2 and a suggestion, where invoke itself exits with 1."""
     try:
-        return _original(self, argv)
+        return _original(self, _name_words(self, argv))
     except ParseError as error:
         words = [word for word in argv if word in str(error)]
         known = list(error.context.flags) if error.context and error.context.name else list(self.contexts)
@@ -138,18 +159,34 @@ def _use_venv() -> None:
 # --- what several tasks need ------------------------------------------------------------------------------------------
 
 
-def _image(reporter: Reporter, engine: Engine, variant: Variant, sources: Sources, **options: bool) -> Built:
+def _image(reporter: Reporter, engine: Engine, choice: Choice, sources: Sources, wishes: Wishes | None = None) -> Built:
     from torchdock import image
 
-    state = _state()
-    found = None if options.get("no_cache") else image.find(engine, state, image.plans(ROOT, variant, engine, sources))
-    if found is not None and not (options.get("locked") and found.fallbacks):
+    state, variant = _state(), choice.variant
+    wishes = wishes or image.Wishes()
+    candidates = image.plans(ROOT, variant, engine, sources, wishes)
+    found = None if wishes.no_cache else image.find(engine, state, candidates[:1] if wishes.locked else candidates)
+    if found is not None:
         return found
     with state.exclusive(reporter):
-        built = image.ensure(engine, state, variant, sources, reporter, **options)
+        built = image.ensure(engine, state, variant, sources, reporter, wishes, second_best=choice.fallbacks)
     if built.built:
         reporter.good(f"Built {built.image} in {built.seconds:.0f} s")
     return built
+
+
+def _refresh_debian(reporter: Reporter, given: Sources, *, upgrade: bool) -> tuple[dict[Path, str | None], list[Any]]:
+    """Resolve the Debian packages in a container of the base; writes nothing."""
+    from torchdock import base as bases
+    from torchdock import debian, variants
+    from torchdock import engine as engines
+
+    engine = engines.require()
+    base = variants.get(ROOT, None).base
+    choices = bases.choices(ROOT, base, engine.architecture, given)
+    chosen = bases.obtain(engine, ROOT, base, choices, given, reporter)
+    with reporter.step("Resolving Debian packages"):
+        return debian.refresh(engine, ROOT, chosen.reference, base.suite, given, upgrade=upgrade)
 
 
 @lru_cache
@@ -159,33 +196,107 @@ def _state() -> CloneState:
     return CloneState(ROOT)
 
 
-def _choose(variant: str | None, *, cuda: bool = False, gpus: str | None = None) -> Variant:
-    from torchdock import gpus as cards
-    from torchdock import variants
+def _wish(
+    variant: str | None,
+    *,
+    cuda: bool = False,
+    cpu: bool = False,
+    devel: bool = False,
+    gpus: str | None = None,
+    workspace: str | None = None,
+) -> dict[str, Any]:
+    """What was asked for and what this host is: the arguments of a choice. Reaches out to nobody.
+
+    Wrong input is refused here, before anything is installed or built.
+    """
+    from torchdock import choice, container, host, variants
     from torchdock.errors import InputError
 
-    chosen = variants.get(ROOT, variant)
-    if gpus is not None:  # a mistyped choice is told before anything is installed or built
-        cards.choose(cards.gather(), gpus)
-    if cuda and not chosen.cuda:
-        raise InputError(f"--cuda and --variant {variant} contradict each other: leave one of them.")
-    return chosen
+    contradicting = (
+        "--cuda" if cuda else "--devel" if devel else f"--variant {variant}" if variant not in (None, "cpu") else ""
+    )
+    if cpu and contradicting:
+        raise InputError(f"--cpu and {contradicting} contradict each other: leave one of them.")
+    facts = host.gather(gpus, container.workspace_path(_folder(workspace)))
+    wish = {"host": facts, "variants": variants.read(ROOT), "wanted": "cpu" if cpu else variant}
+    wish["cuda"] = cuda or devel  # the compiler of `devel` is CUDA's
+    choice.choose(**wish)
+    return wish
+
+
+def _choose(
+    wish: dict[str, Any],
+    sources: Sources,
+    engine: Engine | None,
+    wishes: Wishes | None = None,
+    *,
+    thrifty: bool = False,
+) -> Choice:
+    """The variant for this host. Its wheel index is asked only where the choice depends on it and no image is there.
+
+    ``thrifty``: the image of the second best will do as well.
+    """
+    from torchdock import choice, image
+    from torchdock import sources as origins
+    from torchdock.variants import torch_index
+
+    wanted = wishes or image.Wishes()
+
+    def reaches(variant: Variant) -> str:
+        if wanted.offline:
+            return "--offline asks no source"
+        answer = origins.probe_torch_index(sources, torch_index(ROOT), variant.index)
+        return "" if answer.ok else answer.why
+
+    def built(variant: Variant) -> bool:
+        if engine is None or wanted.no_cache:
+            return False
+        return image.find(engine, _state(), image.plans(ROOT, variant, engine, sources, wanted)) is not None
+
+    return choice.decide(**wish, reaches=reaches, built=built, thrifty=thrifty)
+
+
+def _tell(reporter: Reporter, choice: Choice, *, reason: bool = True) -> None:
+    """Say what was chosen, why, and what a person must know about it."""
+    if reason:
+        reporter.say(f"{choice.variant.name}: {choice.reason}")
+    for text in choice.fallbacks:
+        reporter.fallback(text)
+    for text in choice.notes:
+        reporter.say(text)
+
+
+def _told(choice: Choice) -> dict[str, Any]:
+    """A choice as a part of a task's JSON document."""
+    return {"variant": choice.variant.name, "reason": choice.reason, "warnings": list(choice.warnings)}
+
+
+def _pick_gpus(choice: Choice, gpus: str | None) -> tuple[Gpu, ...]:
+    """The GPUs for one launch of this variant, as they are free now."""
+    from torchdock import gpus as cards
+
+    return cards.choose(cards.gather(), gpus, unserved=choice.unserved, why=choice.refusal)
 
 
 def _launch(
-    engine: Engine, image: str, who: Identity, sources: Sources, gpus: str | None, workspace: Path | None, **more: Any
+    engine: Engine,
+    image: str,
+    who: Identity,
+    sources: Sources,
+    gpus: tuple[Gpu, ...],
+    workspace: Path | None,
+    **more: Any,
 ) -> LaunchPlan:
     from torchdock import container
     from torchdock import gpus as cards
 
-    chosen = cards.choose(cards.gather(), gpus)
-    handed = cards.arguments(chosen, cards.cdi_devices() if engine.cdi else "")
-    options = {"gpus": chosen, "gpu_arguments": handed, "workspace": workspace, "clone": _state().clone, **more}
+    handed = cards.arguments(gpus, cards.cdi_devices() if engine.cdi else "")
+    options = {"gpus": gpus, "gpu_arguments": handed, "workspace": workspace, "clone": _state().clone, **more}
     return container.plan(engine, image, who, sources, **options)
 
 
 def _up_plan(
-    engine: Engine, image: str, who: Identity, sources: Sources, gpus: str | None, workspace: Path
+    engine: Engine, image: str, who: Identity, sources: Sources, choice: Choice, gpus: str | None, workspace: Path
 ) -> LaunchPlan:
     """The workspace container. Where no GPUs are asked for, one that is there keeps those it was launched with."""
     from torchdock import container
@@ -193,8 +304,11 @@ def _up_plan(
     name = container.workspace_name(who, _state().clone, workspace)
     if gpus is None:
         gpus = container.held_gpus(engine, name)
+        if gpus is not None and set(gpus.split(",")) & set(choice.unserved):  # launched with another variant
+            gpus = None
     command = ["sleep", "infinity"]
-    return _launch(engine, image, who, sources, gpus, workspace, role="up", name=name, command=command)
+    chosen = _pick_gpus(choice, gpus)
+    return _launch(engine, image, who, sources, chosen, workspace, role="up", name=name, command=command)
 
 
 def _folder(workspace: str | None) -> Path:
@@ -215,12 +329,12 @@ def _planned_image(engine: Engine, variant: Variant, sources: Sources) -> str:
     return found.image if found else candidates[0].tag
 
 
-def _show(reporter: Reporter, argv: tuple[str, ...]) -> None:
+def _show(reporter: Reporter, argv: tuple[str, ...], **more: Any) -> None:
     import shlex
 
     if not reporter.as_json:
         print(shlex.join(argv))
-    reporter.document({"dry_run": True, "argv": list(argv)})
+    reporter.document({"dry_run": True, "argv": list(argv), **more})
 
 
 def _read_document(output: IO[str]) -> dict[str, Any]:
@@ -250,33 +364,51 @@ def _checks(engine: Engine, name: str, command: list[str]) -> tuple[int, dict[st
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-@task("cuda", "variant", "locked", "no-cache", "json", "dry-run")
+@task("cuda", "cpu", "variant", "devel", "locked", "offline", "no-cache", "json", "dry-run")
 def build(
     _: Context,
     cuda: bool = False,
+    cpu: bool = False,
     variant: str | None = None,
+    devel: bool = False,
     locked: bool = False,
+    offline: bool = False,
     no_cache: bool = False,
     json: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Build the image for this host, or find the one that is there."""
     with _running(json) as reporter:
+        from torchdock import devel as compiler
         from torchdock import image, provision, sources
+        from torchdock.errors import TorchdockError
 
-        chosen = _choose(variant, cuda=cuda)
+        wish = _wish(variant, cuda=cuda, cpu=cpu, devel=devel)
         given = sources.gather()
         engine = provision.ensure(reporter, dry_run=dry_run)
         if engine is None:
             return reporter.document({"dry_run": True, "argv": []})
+        target = image.DEVEL if devel else image.ENVIRONMENT
+        wishes = image.Wishes(target, no_cache=no_cache, locked=locked, offline=offline)
+        choice = _choose(wish, given, engine, wishes, thrifty=offline and not locked)
+        chosen = choice.variant
+        # With --dry-run stdout is the command alone.
+        _tell(type(reporter)(as_json=True) if dry_run else reporter, choice)
+        if devel:
+            compiler.check(ROOT, chosen, engine.architecture)
+        if locked and choice.fallbacks:
+            raise TorchdockError(
+                f"--locked refuses a fallback, and {choice.fallbacks[0]}. Mend that, or name the variant: "
+                f"--variant {chosen.name}."
+            )
         if dry_run:
-            plans = image.plans(ROOT, chosen, engine, given, no_cache=no_cache)
+            plans = image.plans(ROOT, chosen, engine, given, wishes)
             there = next((plan for plan in plans if engine.image(plan.base.reference)), plans[0])
-            return _show(reporter, there.argv)
-        built = _image(reporter, engine, chosen, given, no_cache=no_cache, locked=locked)
+            return _show(reporter, there.argv, **_told(choice))
+        built = _image(reporter, engine, choice, given, wishes)
         if not built.built:
             reporter.say(f"{built.image} is there already; nothing to build")
-        reporter.document(built.document())
+        reporter.document({**built.document(), **_told(choice)})
 
 
 @task("variant", "gpus", "workspace", "json", "dry-run")
@@ -293,7 +425,7 @@ def up(
         from torchdock import container, provision, sources
         from torchdock.errors import TorchdockError
 
-        chosen = _choose(variant, gpus=gpus)
+        wish = _wish(variant, gpus=gpus, workspace=workspace)
         given = sources.gather()
         folder = _folder(workspace)
         if not os.path.isdir(folder):  # said before an engine is installed, with the identity that a launch will have
@@ -303,19 +435,22 @@ def up(
             if engine is None:
                 return reporter.document({"dry_run": True, "argv": []})
             who = container.identity(engine)
-            image = _planned_image(engine, chosen, given)
-            return _show(
-                reporter, _up_plan(engine, image, who, given, gpus, container.check_workspace(folder, who)).argv
-            )
+            choice = _choose(wish, given, engine)
+            _tell(type(reporter)(as_json=True), choice)  # stdout is the command alone
+            image = _planned_image(engine, choice.variant, given)
+            planned = _up_plan(engine, image, who, given, choice, gpus, container.check_workspace(folder, who))
+            return _show(reporter, planned.argv, **_told(choice))
         with _state().exclusive(reporter):  # the second of two `make up` finds everything done, and checks it
             engine = provision.ensure(reporter)
             assert engine is not None
             who = container.identity(engine)
             folder = container.check_workspace(folder, who)
-            built = _image(reporter, engine, chosen, given)
+            choice = _choose(wish, given, engine)
+            _tell(reporter, choice)
+            built = _image(reporter, engine, choice, given)
             for fallback in built.fallbacks if not built.built else []:
                 reporter.fallback(fallback)
-            plan = _up_plan(engine, built.image, who, given, gpus, folder)
+            plan = _up_plan(engine, built.image, who, given, choice, gpus, folder)
             name, launched = container.up(engine, plan)
             verb = "Launched" if launched else "Running already:"
             reporter.say(f"{verb} {name} ({built.image}), {folder} at /workspace")
@@ -324,7 +459,8 @@ def up(
             command += ["python", "-m", "torchdock.inside.check", "--quick", "--json"]
             code, summary = _checks(engine, name, command)
         held = [gpu.uuid for gpu in plan.gpus]
-        document = {"container": name, "launched": launched, "gpus": held, **built.document(), "checks": summary}
+        document = {"container": name, "launched": launched, "gpus": held, **built.document(), **_told(choice)}
+        document["checks"] = summary
         reporter.document(document)
         if code in (124, 137):
             raise TorchdockError(
@@ -423,19 +559,22 @@ def _attached(
     from torchdock import container, sources
     from torchdock import engine as engines
 
-    chosen = _choose(variant, gpus=gpus)
+    wish = _wish(variant, gpus=gpus, workspace=workspace)
     given = sources.gather()
     engine = engines.require()
     who = container.identity(engine)
     folder = container.check_workspace(_folder(workspace), who)
     tty = sys.stdin.isatty() and sys.stdout.isatty() and not reporter.as_json
     options: dict[str, Any] = {"role": role, "command": command, "tty": tty}
+    choice = _choose(wish, given, engine, thrifty=True)
+    # A command's stdout is its own: what torchdock has to say goes to stderr.
+    aside = type(reporter)(as_json=True)
+    _tell(aside, choice, reason=False)
     if dry_run:
-        image = _planned_image(engine, chosen, given)
-        return _show(reporter, _launch(engine, image, who, given, gpus, folder, **options).argv)
-    # A command's stdout is its own: what torchdock has to say while it builds goes to stderr.
-    image = _image(type(reporter)(as_json=True), engine, chosen, given).image
-    plan = _launch(engine, image, who, given, gpus, folder, **options)
+        image = _planned_image(engine, choice.variant, given)
+        return _show(reporter, _launch(engine, image, who, given, _pick_gpus(choice, gpus), folder, **options).argv)
+    image = _image(aside, engine, choice, given).image
+    plan = _launch(engine, image, who, given, _pick_gpus(choice, gpus), folder, **options)
     code = container.attached(engine, plan, stdout=2 if reporter.as_json else None)
     held = [gpu.uuid for gpu in plan.gpus]
     reporter.document({"container": plan.name, "image": image, "gpus": held, "exit_code": code})
@@ -469,7 +608,7 @@ def test(
         from torchdock import gpus as cards
         from torchdock.errors import TorchdockError
 
-        chosen = _choose(variant, gpus=gpus)
+        wish = _wish(variant, cuda=gpu, gpus=gpus)
         given = sources.gather()
         inventory = cards.gather()
         if gpu and not inventory.gpus:
@@ -478,24 +617,28 @@ def test(
                 "the NVIDIA driver (`invoke doctor` shows what was found), or test on the CPU without --gpu."
             )
         engine = engines.require()
+        choice = _choose(wish, given, engine, thrifty=True)
+        _tell(type(reporter)(as_json=True) if dry_run else reporter, choice, reason=False)
+        chosen = _pick_gpus(choice, gpus)
+        if gpu and gpus is None and not chosen:
+            raise TorchdockError(f"--gpu demands a GPU, and {choice.refusal}")
         who = container.identity(engine)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         report = _state().folder / "reports" / stamp
         if not dry_run:
             report = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=_state().path("reports", stamp).parent))
         command = ["python", "-m", "torchdock.inside.check", "--json", "--report", "/report"]
-        on_gpu = gpu or bool(cards.choose(inventory, gpus))
-        command += [*(["--quick"] if quick else []), *(["--gpu"] if on_gpu else [])]
+        command += [*(["--quick"] if quick else []), *(["--gpu"] if gpu or chosen else [])]
         options: dict[str, Any] = {
             "role": "test",
             "command": command,
             "mounts": container.mount(str(report), "/report"),
         }
         if dry_run:
-            image = _planned_image(engine, chosen, given)
-            return _show(reporter, _launch(engine, image, who, given, gpus, None, **options).argv)
-        image = _image(reporter, engine, chosen, given).image
-        plan = _launch(engine, image, who, given, gpus, None, **options)
+            image = _planned_image(engine, choice.variant, given)
+            return _show(reporter, _launch(engine, image, who, given, chosen, None, **options).argv)
+        image = _image(reporter, engine, choice, given).image
+        plan = _launch(engine, image, who, given, chosen, None, **options)
         with tempfile.TemporaryFile("w+") as output:
             code = container.attached(engine, plan, stdout=output.fileno())
             summary = _read_document(output)
@@ -541,13 +684,21 @@ def doctor(_: Context, variant: str | None = None, json: bool = False, dry_run: 
     """Prove that this host works; findings with remedies."""
     with _running(json) as reporter:
         from torchdock import doctor as examination
+        from torchdock import sources
 
+        wish = _wish(variant)
         if dry_run:
             return reporter.say(
                 "It examines and changes nothing: engine, disk, sources and GPUs, without --dry-run too."
             )
         with reporter.step("Examining this host"):
-            findings = examination.examine(_state(), _choose(variant))
+            try:
+                given = sources.gather()
+            except sources.SourceError:  # which is a finding
+                given = sources.Sources(None, ())
+            choice = _choose(wish, given, None)
+            findings = examination.examine(_state(), choice.variant)
+        _tell(reporter, choice)
         rows = [
             (found.severity, found.subject, found.seen + (f"\n{found.remedy}" if found.remedy else ""))
             for found in findings
@@ -557,31 +708,108 @@ def doctor(_: Context, variant: str | None = None, json: bool = False, dry_run: 
         reporter.say(
             f"{len(findings)} findings, {errors} of them errors" if errors else f"{len(findings)} findings, no error"
         )
-        reporter.document({"findings": [vars(found) for found in findings], "errors": errors})
+        document = {"findings": [vars(found) for found in findings], "errors": errors, **_told(choice)}
+        reporter.document(document)
         if errors:
             raise Exit(code=1)
 
 
-@task("variant", "json", "dry-run", upgrade="move this package (or `all`) to its newest version")
+@task(
+    "json",
+    "dry-run",
+    optional=("upgrade",),
+    variant="this variant alone (default: every one whose index can be reached)",
+    upgrade="move this package to its newest version (`debian`: Debian's packages); without a name, all of them",
+)
 def lock(
     _: Context, variant: str | None = None, upgrade: str | None = None, json: bool = False, dry_run: bool = False
 ) -> None:
-    """Resolve docker/requirements.in anew, write the locks, show the difference."""
+    """Resolve what is asked for anew, write the locks, show the difference.
+
+    Python packages from docker/requirements.in; Debian's from docker/layers/packages.txt, where that file was changed.
+    """
+    from contextlib import nullcontext
+
     with _running(json) as reporter:
-        from torchdock import locks, sources
+        from torchdock import debian, locks, resolver, sources, variants
 
-        chosen = _choose(variant)
-        with _state().exclusive(reporter), reporter.step(f"Resolving {chosen.name}"):
-            old = locks.read(ROOT, chosen.name)
-            new = locks.resolve(ROOT, chosen, sources.gather(), upgrade)
-            rows = locks.difference(old, new)
+        given = sources.gather()
+        only_debian = upgrade == "debian" and variant is None
+        suite = variants.get(ROOT, None).base.suite
+        with nullcontext() if dry_run else _state().exclusive(reporter):
+            found = resolver.Refreshed()
+            if not only_debian:
+                found = resolver.refresh(ROOT, given, reporter, variant=variant, upgrade=upgrade)
+            if variant is None and (upgrade in (True, "debian") or debian.is_older(ROOT, suite)):
+                files, rows = _refresh_debian(reporter, given, upgrade=bool(upgrade))
+                found.files.update(files)
+                found.differences["Debian"] = rows
             if not dry_run:
-                locks.write(ROOT, chosen, new)
-        if rows:
-            reporter.table("", ("package", "was", "is"), [(name, was or "-", now or "-") for name, was, now in rows])
+                locks.replace(found.files)
+        for name, rows in found.differences.items():
+            if rows:
+                cells = [(one, was or "-", now or "-") for one, was, now in rows]
+                reporter.table(name, ("package", "was", "is"), cells)
+            else:
+                reporter.say(f"{name}: no version moved")
+        changed = [str(path.relative_to(ROOT)) for path in found.files]
+        reporter.say(f"{'Would write' if dry_run else 'Wrote'} {', '.join(changed) or 'nothing'}")
+        reporter.document(
+            {
+                "dry_run": dry_run,
+                "files": changed,
+                "variants": {name: [list(row) for row in rows] for name, rows in found.differences.items()},
+                "left": found.left,
+            }
+        )
+
+
+@task(
+    "variant",
+    "json",
+    "dry-run",
+    image="check this image, which somebody else built, against this clone's lock; also `invoke verify IMAGE`",
+    base="make the base from Debian packages again instead, and compare that",
+)
+def verify(
+    _: Context,
+    image: str | None = None,
+    variant: str | None = None,
+    base: bool = False,
+    json: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Build again from nothing and compare to the bit; or check an image: invoke verify IMAGE"""
+    with _running(json) as reporter:
+        from torchdock import engine as engines
+        from torchdock import sources
+        from torchdock import verify as verifying
+        from torchdock.errors import InputError
+
+        if base and image is not None:
+            raise InputError(f"--base is about the base of this host, and {image} has its own: leave one of them.")
+        wish = _wish(variant) if image is None else {}
+        given = sources.gather()
+        engine = engines.require()
+        # With --dry-run stdout is the command alone.
+        aside = type(reporter)(as_json=True) if dry_run else reporter
+        if image is not None:
+            chosen = verifying.variant_of(engine, ROOT, image, variant)
         else:
-            reporter.say("The locks are up to date; no version moved")
-        reporter.document({"variant": chosen.name, "written": not dry_run, "difference": [list(row) for row in rows]})
+            choice = _choose(wish, given, engine, thrifty=True)
+            _tell(aside, choice, reason=False)
+            chosen = choice.variant
+        if base:
+            plan = verifying.plan_base(engine, _state(), chosen, given)
+        else:
+            plan = verifying.plan(engine, _state(), chosen, given, other=image or "")
+        if dry_run:
+            aside.say(plan.words)
+            return _show(reporter, plan.argv) if plan.argv else reporter.document({"dry_run": True, "argv": []})
+        comparison = verifying.run(engine, _state(), plan, given, reporter)
+        reporter.document({"variant": chosen.name, **comparison.document()})
+        if not comparison.equal:
+            raise Exit(code=1)
 
 
-namespace = Collection(build, up, down, run, shell, test, clean, doctor, lock)
+namespace = Collection(build, up, down, run, shell, test, clean, doctor, lock, verify)

@@ -1,18 +1,41 @@
 #!/bin/sh
-# A layer of wheels. Usage: wheels.sh LOCK_FILE    (uv is mounted at /uv)
-set -eu
-lock=$1
+# A layer of wheels. Usage: wheels.sh LAYER    (its lock is /run/lock.txt, uv is mounted at /uv)
+. /run/common.sh
+layer=$1
+lock=/run/lock.txt
 venv=/opt/venv
+
+# A lock serves one Python and some architectures; said here too, because plain Docker asks nobody else.
+python=$(header python "$lock")
+here=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+[ "${python:-$here}" = "$here" ] || fail "this lock is for Python $python, the base has $here"
+machine=$(uname -m)
+case ,$(header architectures "$lock"), in
+    ,, | *,"$machine",*) ;;
+    *) fail "this lock is for $(header architectures "$lock"), this machine is $machine" ;;
+esac
+if [ -e /run/secrets/offline ]; then
+    fail "offline: the layer $layer is not in the build cache; it needs these wheels: $(sed -n 's/^\([^# ][^ ]*\).*/\1/p' "$lock" | tr '\n' ' ')"
+fi
+
 # Group and world may write the folders of the environment: whoever runs the container may `pip install`.
 umask 0
 if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi
+if [ -s /run/secrets/netrc ]; then export NETRC=/run/secrets/netrc; fi
+if [ -s /run/secrets/index ]; then UV_DEFAULT_INDEX=$(cat /run/secrets/index); export UV_DEFAULT_INDEX; fi
+# torch's own index is asked for this layer alone: it carries stale copies of other packages.
+index=$(header index "$lock")
+if [ -n "$index" ]; then
+    if [ -s /run/secrets/torch-index ]; then index=$(cat /run/secrets/torch-index); index=${index%/}/$(header index "$lock" | sed 's|.*/||'); fi
+    export UV_INDEX="$index"
+fi
 # uv's cache on the environment's own file system: files are linked, not copied, and 5 GB are written once.
 export UV_CACHE_DIR="$venv/.uv-cache" UV_LINK_MODE=hardlink
 # No record of when and whence a wheel was installed: it differs from build to build.
 export UV_NO_INSTALLER_METADATA=1 UV_NO_PROGRESS=1 UV_HTTP_TIMEOUT=120
 marker=/tmp/started
 touch "$marker"
-/uv/bin/uv pip install --quiet --python "$venv/bin/python" --require-hashes --no-deps --only-binary :all: -r "$lock"
+quietly /uv/bin/uv pip install --quiet --python "$venv/bin/python" --require-hashes --no-deps --only-binary :all: -r "$lock"
 rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchdock.sources import SourceError, ca_bundle
+from torchdock.sources import SourceError, ca_bundle, gather
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST_LOCK = Path("docker/locks/host.txt")
@@ -138,7 +138,7 @@ def _install(argv: Sequence[str], env: Mapping[str, str]) -> None:
         errors = [line for line in output.splitlines() if "ERROR" in line or "error" in line] or [_last_line(output)]
         raise BootstrapError(
             "The host-side tools could not be installed into .venv: "
-            + " ".join(" ".join(errors[-2:]).split())
+            + gather(env).redact(" ".join(" ".join(errors[-2:]).split()))
             + " Check the network, the proxy and the CA (PIP_CERT), and run it again; what was installed is kept."
         )
 
@@ -181,6 +181,9 @@ def ensure(root: Path, *, dev: bool) -> bool:
         named = ca_bundle(env, system=())
         if named is not None:  # pip knows only two of the names that a bundle may be given under
             env["PIP_CERT"] = env["SSL_CERT_FILE"] = str(named)
+        given = gather(env)
+        if given.index is not None:  # whichever of the names it was given under
+            env["PIP_INDEX_URL"] = env["UV_DEFAULT_INDEX"] = given.index.url
         lock = root / (DEV_LOCK if dev and not fresh else HOST_LOCK)
         requirements = [lock] if not (dev and fresh) else [root / HOST_LOCK, root / DEV_LOCK]
         files = [word for path in requirements for word in ("-r", str(path))]

@@ -179,6 +179,11 @@ class Engine:
         return bool(self.facts.info.get("CDISpecDirs"))
 
     @property
+    def architecture(self) -> str:
+        """What it builds and runs for, in the words of ``uname -m``."""
+        return str(self.facts.info.get("Architecture") or os.uname().machine)
+
+    @property
     def memory_bytes(self) -> int:
         """Memory of the machine that runs the containers (on Docker Desktop that is a virtual machine)."""
         return int(self.facts.info.get("MemTotal") or 0)

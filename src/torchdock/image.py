@@ -11,40 +11,38 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from torchdock import provision
+from torchdock import base as bases
+from torchdock import debian, devel, locks
+from torchdock.base import DRIFT, LOCKED, BaseChoice
 from torchdock.console import Reporter, Step
 from torchdock.engine import Engine
 from torchdock.errors import EngineError, TorchdockError
-from torchdock.process import capture, csv_fields, stream
+from torchdock.process import stream
 from torchdock.sources import Sources
 from torchdock.state import CloneState
-from torchdock.variants import GB, Base, Variant
+from torchdock.variants import GB, Variant
 
-# What a stage of the Dockerfile is for, in the words that are shown while it runs.
+# What a stage of the Dockerfiles is for, in the words that are shown while it runs.
 STAGES = {
     "system": "Debian packages",
     "uv": "uv",
     "cuda": "CUDA libraries (3.4 GB)",
-    "torch": "torch, torchvision, triton (2.2 GB)",
+    "torch": "torch and torchvision",
     "tools": "tools",
+    "nvcc": "CUDA compiler",
     "environment": "validation suite",
+    "devel": "validation suite",
 }
-
-
-@dataclass(frozen=True)
-class BaseChoice:
-    """Where the base comes from: ``registry`` (the pinned digest) or ``bootstrapped`` (made from Debian packages)."""
-
-    source: str
-    reference: str
+# The targets of a Dockerfile that people use: the environment, and the same with a compiler for CUDA.
+ENVIRONMENT, DEVEL = "environment", "devel"
+OFFLINE = "TORCHDOCK_OFFLINE"  # by this variable the scripts of the layers are told; a secret, so no cache key changes
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,36 @@ class BuildPlan:
     root: Path
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How an image is wanted.
+
+    Attributes:
+        target: :data:`ENVIRONMENT` or :data:`DEVEL`.
+        no_cache: every layer is built anew.
+        locked: refuse every fallback.
+        offline: contact no source.
+        tag: the image's name instead of the computed one; such a build is not recorded.
+        base: the base to stand on, which is there, instead of the preferred one that can be had.
+    """
+
+    target: str = ENVIRONMENT
+    no_cache: bool = False
+    locked: bool = False
+    offline: bool = False
+    tag: str | None = None
+    base: BaseChoice | None = None
+
+
 @dataclass
 class Built:
     """An image that is there, and how it came to be.
 
     Attributes:
         seconds: how long this call took; ``built`` is False where the image was there already.
+        target: :data:`ENVIRONMENT` or :data:`DEVEL`.
+        source: of the base (see :class:`BaseChoice`).
+        debian: ``locked`` or ``drift``.
         fallbacks: sentences, from the build that made the image.
     """
 
@@ -73,7 +95,9 @@ class Built:
     layers: tuple[str, ...]
     seconds: float
     built: bool
+    target: str
     source: str
+    debian: str
     fallbacks: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
@@ -83,7 +107,13 @@ class Built:
 
 def input_files(root: Path, variant: Variant) -> list[Path]:
     """Every file of the clone that decides the content of this variant's image, sorted."""
-    folders = ("docker/layers", f"docker/locks/{variant.name}", "src/torchdock/inside", "tests/container")
+    folders = (
+        "docker/layers",
+        f"docker/locks/{variant.name}",
+        str(debian.FOLDER),
+        "src/torchdock/inside",
+        "tests/container",
+    )
     single = (
         variant.dockerfile,
         "docker/entrypoint.sh",
@@ -115,41 +145,50 @@ def digest_files(root: Path, files: Iterable[Path], *more: str) -> str:
     return digest.hexdigest()
 
 
-def bootstrapped_base(root: Path, base: Base) -> BaseChoice:
-    """The base made from Debian packages: one for each suite, day and recipe."""
-    recipe = digest_files(root, [root / "docker/base.Dockerfile"], base.suite, str(base.epoch), *BOOTSTRAP_OPTIONS)
-    return BaseChoice("bootstrapped", f"torchdock/base:{base.suite}-{recipe[:12]}")
-
-
 def plan(
-    root: Path, variant: Variant, base: BaseChoice, sources: Sources, *, builder: str, no_cache: bool
+    root: Path, variant: Variant, base: BaseChoice, sources: Sources, *, builder: str, wishes: Wishes = Wishes()
 ) -> BuildPlan:
     """The build of a variant on this base. Reads the inputs of the clone, changes nothing.
 
-    Secrets go by name: the CA bundle as a BuildKit secret, proxies as predefined arguments whose values stay in the
+    Secrets go by name: files and mirrors as BuildKit secrets, proxies as predefined arguments whose values stay in the
     environment; both are outside of layers, history and cache keys.
     """
-    digest = digest_files(root, input_files(root, variant), base.reference, str(variant.base.epoch))
-    tag = f"torchdock/{variant.name}:{digest[:12]}"
+    digest = digest_files(root, input_files(root, variant), base.name, base.debian, str(variant.base.epoch))
+    suffix = "" if wishes.target == ENVIRONMENT else f"-{wishes.target}"
+    tag = wishes.tag or f"torchdock/{variant.name}:{digest[:12]}{suffix}"
     argv = ["docker", "buildx", "build", "--builder", builder, "--progress=plain", "--provenance=false", "--sbom=false"]
-    argv += ["--file", str(root / variant.dockerfile), "--tag", tag]
+    argv += ["--file", str(root / variant.dockerfile), "--target", wishes.target, "--tag", tag]
     argv += ["--build-arg", f"SOURCE_DATE_EPOCH={variant.base.epoch}"]  # the times in the image's configuration
-    if base.source == "bootstrapped":
+    if variant.cuda:
+        argv += ["--build-arg", f"VARIANT={variant.name}"]
+    if base.reference != variant.base.image:
         argv += ["--build-arg", f"BASE={base.reference}"]
-    if sources.ca is not None:
-        argv += ["--secret", csv_fields("id=ca", f"src={sources.ca.absolute()}")]
+    if base.debian != LOCKED:
+        argv += ["--build-arg", f"DEBIAN={base.debian}"]
+    for secret in sources.secrets():
+        argv += ["--secret", secret]
+    if wishes.offline:
+        argv += ["--secret", f"id=offline,env={OFFLINE}"]
     for name in sources.proxies:
         argv += ["--build-arg", name]
-    if no_cache:
+    if sources.loopback:  # a mirror or proxy of this host's own, which the network of a build does not reach
+        argv += ["--network=host"]
+    if wishes.no_cache:
         argv += ["--no-cache"]
     return BuildPlan(variant, base, tag, (*argv, str(root)), root)
 
 
-def plans(root: Path, variant: Variant, engine: Engine, sources: Sources, *, no_cache: bool = False) -> list[BuildPlan]:
-    """The plans for each source of the base, the preferred one first."""
-    choices = (BaseChoice("registry", variant.base.image), bootstrapped_base(root, variant.base))
+def plans(root: Path, variant: Variant, engine: Engine, sources: Sources, wishes: Wishes = Wishes()) -> list[BuildPlan]:
+    """The plans for each base that the image may stand on, the preferred one first."""
+    choices = bases.choices(root, variant.base, engine.architecture, sources)
     builder = engine.facts.context
-    return [plan(root, variant, base, sources, builder=builder, no_cache=no_cache) for base in choices]
+    return [plan(root, variant, base, sources, builder=builder, wishes=wishes) for base in choices]
+
+
+def _acceptable(candidates: list[BuildPlan], wishes: Wishes) -> list[BuildPlan]:
+    if wishes.base is not None:
+        return [candidate for candidate in candidates if candidate.base == wishes.base]
+    return candidates[:1] if wishes.locked else candidates
 
 
 def find(engine: Engine, state: CloneState, candidates: list[BuildPlan]) -> Built | None:
@@ -158,12 +197,23 @@ def find(engine: Engine, state: CloneState, candidates: list[BuildPlan]) -> Buil
     for candidate in candidates:
         facts = engine.image(candidate.tag)
         if facts is not None:
-            record = next((record for record in state.records() if record["image"] == candidate.tag), {})
-            fallbacks = record.get("fallbacks") or _fallbacks(candidate.base)
-            seconds = time.monotonic() - started
-            name = candidate.variant.name
-            return Built(name, candidate.tag, facts.id, facts.layers, seconds, False, candidate.base.source, fallbacks)
+            return Built(
+                variant=candidate.variant.name,
+                image=candidate.tag,
+                id=facts.id,
+                layers=facts.layers,
+                seconds=time.monotonic() - started,
+                built=False,
+                target=_target(candidate),
+                source=candidate.base.source,
+                debian=candidate.base.debian,
+                fallbacks=candidate.base.fallbacks(),
+            )
     return None
+
+
+def _target(built: BuildPlan) -> str:
+    return built.argv[built.argv.index("--target") + 1]
 
 
 def ensure(
@@ -172,23 +222,32 @@ def ensure(
     variant: Variant,
     sources: Sources,
     reporter: Reporter,
+    wishes: Wishes = Wishes(),
     *,
-    no_cache: bool = False,
-    locked: bool = False,
+    second_best: Sequence[str] = (),
 ) -> Built:
     """The image of this variant: found, else built.
 
+    ``second_best``: fallbacks in the choice of the variant, said already, for the record.
+
     Raises:
+        InputError: a lock is missing, damaged, or for another Python or architecture.
         TorchdockError: the build failed, the disk is too small, or a fallback was needed and ``locked`` refuses it.
         EngineError: the engine went away, or has no buildx.
         KeyboardInterrupt: after BuildKit has stopped; finished layers stay in its cache.
     """
     started = time.monotonic()
-    candidates = plans(state.root, variant, engine, sources, no_cache=no_cache)
-    if locked:
-        candidates = candidates[:1]
-    if not no_cache:
-        found = find(engine, state, candidates)
+    warnings = locks.check(state.root, variant, engine.architecture)
+    warnings += debian.check(state.root, engine.architecture, variant.base.suite)
+    if wishes.target == DEVEL:
+        devel.check(state.root, variant, engine.architecture)
+    if warnings and wishes.locked:
+        raise TorchdockError(f"--locked refuses this build: {'; '.join(warnings)}.")
+    for warning in warnings:
+        reporter.fallback(warning)
+    candidates = plans(state.root, variant, engine, sources, wishes)
+    if not wishes.no_cache and wishes.tag is None:
+        found = find(engine, state, _acceptable(candidates, wishes))
         if found is not None:
             return found
     if not engine.facts.buildx:
@@ -196,49 +255,88 @@ def ensure(
             "This docker CLI has no buildx plugin, which builds the image. Install it (Debian, Ubuntu: `sudo apt-get "
             "install docker-buildx`; else https://github.com/docker/buildx#installing), then run it again."
         )
-    check_disk(engine, state, variant, from_nothing=no_cache)
-    chosen = _obtain_base(engine, candidates, sources, reporter)
-    log_path = state.path("logs", f"build-{variant.name}.log")
-    reporter.say(f"Building {chosen.tag} (log: {log_path})")
-    with reporter.step(f"Image {variant.name}") as step, log_path.open("w") as log:
-        progress = BuildProgress(step)
-        log.write(shlex.join(chosen.argv) + "\n")
-        code = stream([engine.cli, *chosen.argv[1:]], progress.line, log=log)
-    if code != 0:
-        raise build_failure(progress.output_of_failure(), log_path)
-    facts = engine.image(chosen.tag)
+    check_disk(engine, state, variant, from_nothing=wishes.no_cache)
+    choices = [candidate.base for candidate in candidates]
+    chosen = wishes.base or bases.obtain(
+        engine, state.root, variant.base, choices, sources, reporter, locked=wishes.locked, offline=wishes.offline
+    )
+    wanted = candidates[choices.index(chosen)]
+    notes: list[str] = []
+    if not _build(engine, state, wanted, sources, reporter, notes, may_drift=not (wishes.locked or wishes.offline)):
+        wanted = candidates[choices.index(replace(chosen, debian=DRIFT))]
+        _build(engine, state, wanted, sources, reporter, notes, may_drift=False)
+    facts = engine.image(wanted.tag)
     if facts is None:
         raise TorchdockError(
-            f"The build ended well, yet the engine has no image {chosen.tag}: its builder keeps images elsewhere. "
-            f"Run `docker buildx use {engine.facts.context}` and build again. The log is {log_path}."
+            f"The build ended well, yet the engine has no image {wanted.tag}: its builder keeps images elsewhere. "
+            f"Run `docker buildx use {engine.facts.context}` and build again."
         )
-    seconds = time.monotonic() - started
     built = Built(
-        variant.name, chosen.tag, facts.id, facts.layers, seconds, True, chosen.base.source, _fallbacks(chosen.base)
+        variant=variant.name,
+        image=wanted.tag,
+        id=facts.id,
+        layers=facts.layers,
+        seconds=time.monotonic() - started,
+        built=True,
+        target=wishes.target,
+        source=wanted.base.source,
+        debian=wanted.base.debian,
+        fallbacks=[*second_best, *wanted.base.fallbacks(), *warnings],
     )
-    record = {**built.document(), "base": chosen.base.reference, "foundation": foundation(state.root, variant)}
-    record["when"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    state.write(state.path("builds", f"{variant.name}-{chosen.tag.rpartition(':')[2]}.json"), record)
+    if wishes.tag is None:
+        _record(state, built, wanted, sources, notes)
     return built
 
 
-def _fallbacks(base: BaseChoice) -> list[str]:
-    if base.source == "registry":
-        return []
-    return ["the base was made from Debian packages (mmdebstrap), because the pinned one could not be pulled"]
+def _build(
+    engine: Engine,
+    state: CloneState,
+    wanted: BuildPlan,
+    sources: Sources,
+    reporter: Reporter,
+    notes: list[str],
+    *,
+    may_drift: bool,
+) -> bool:
+    """Build; False where the locked Debian packages are gone and ``may_drift`` allows today's, which is said.
+
+    ``notes`` takes what the scripts say of where they took things from.
+    """
+    log_path = state.path("logs", f"build-{wanted.variant.name}.log")
+    reporter.say(f"Building {wanted.tag} (log: {log_path})")
+    with reporter.step(f"Image {wanted.variant.name}") as step, log_path.open("w") as log:
+        progress = BuildProgress(step)
+        log.write(shlex.join(wanted.argv) + "\n")
+        env = {**os.environ, OFFLINE: "1"}
+        code = stream([engine.cli, *wanted.argv[1:]], progress.line, log=log, env=env, clean=sources.redact)
+    notes += progress.notes
+    if code == 0:
+        return True
+    output = progress.output_of_failure()
+    drift = next((line for line in output if "torchdock: drift:" in line), None)
+    if drift is None or not may_drift:
+        raise build_failure(output, log_path)
+    reporter.fallback(
+        f"{drift.partition('drift: ')[2]}; taking what the mirror has today. `invoke lock --upgrade debian` locks that"
+    )
+    return False
+
+
+def _record(state: CloneState, built: Built, wanted: BuildPlan, sources: Sources, notes: list[str]) -> None:
+    """Write what this build was made from beside the image, never into it."""
+    record = {**built.document(), "base": wanted.base.reference, "foundation": foundation(state.root, wanted.variant)}
+    record["when"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record["mirrors"] = [mirror.label for mirror in sources.mirrors]
+    record["sources"] = notes
+    state.write(state.path("builds", f"{wanted.variant.name}-{wanted.tag.rpartition(':')[2]}.json"), record)
 
 
 def foundation(root: Path, variant: Variant) -> str:
     """Digest of what decides the large layers: while it is the same, a rebuild takes little disk."""
-    lock = root / "docker" / "locks" / variant.name
-    files = [
-        root / "docker/layers/packages.txt",
-        root / "docker/layers/system.sh",
-        root / "docker/layers/wheels.sh",
-        root / "docker/locks/uv.txt",
-        lock / "cuda.txt",
-        lock / "torch.txt",
-    ]
+    names = ("common.sh", "packages.txt", "system.sh", "uv.sh", "wheels.sh")
+    files = [root / "docker/layers" / name for name in names] + [root / "docker/locks/uv.txt"]
+    wheels = [root / "docker/locks" / variant.name / f"{layer}.txt" for layer in ("cuda", "torch")]
+    files += [path for path in wheels if path.is_file()] + sorted((root / debian.FOLDER).glob("*.txt"))
     return digest_files(root, files, variant.base.image)
 
 
@@ -270,120 +368,6 @@ def check_disk(engine: Engine, state: CloneState, variant: Variant, *, from_noth
         )
 
 
-# --- the base -------------------------------------------------------------------------------------------------------
-
-# As small as Debian's own slim image: everything else comes with the system layer, as on the pinned base.
-BOOTSTRAP_OPTIONS = ("--variant=minbase", "--format=tar")
-
-
-def _obtain_base(engine: Engine, candidates: list[BuildPlan], sources: Sources, reporter: Reporter) -> BuildPlan:
-    """The first plan whose base is there afterwards; makes one from Debian packages where none can be pulled."""
-    registry = candidates[0]
-    if engine.image(registry.base.reference) is not None:
-        return registry
-    with reporter.step("Base image"):
-        pulled = capture([engine.cli, "pull", "--quiet", registry.base.reference], timeout=600)
-    if pulled.code == 0:
-        return registry
-    why = " ".join((pulled.err or pulled.out).strip().split())[-300:]
-    if "Cannot connect to the Docker daemon" in why:
-        raise EngineError(f"The container engine stopped answering while the base was pulled. Run `make up`. ({why})")
-    if len(candidates) == 1:
-        raise TorchdockError(
-            f"The pinned base {registry.base.reference} cannot be pulled ({why}), and --locked refuses a base made "
-            "here. Reach a registry or a mirror of it (registry-mirrors in /etc/docker/daemon.json), or leave --locked."
-        )
-    made = candidates[1]
-    missing = engine.image(made.base.reference) is None
-    how = "making it from Debian packages with mmdebstrap" if missing else "taking the one made from Debian packages"
-    reporter.fallback(f"no registry gave the pinned base ({why}); {how}")
-    if missing:
-        _bootstrap(engine, made, sources, reporter)
-    return made
-
-
-def _bootstrap(engine: Engine, wanted: BuildPlan, sources: Sources, reporter: Reporter) -> None:
-    base = wanted.variant.base
-    with (
-        tempfile.TemporaryDirectory(prefix="torchdock-base-") as name,
-        reporter.step("Base from Debian packages") as step,
-    ):
-        folder = Path(name)
-        folder.chmod(0o755)  # mmdebstrap's unprivileged mode and apt's own user read it
-        tool = _mmdebstrap(folder, wanted)
-        context = folder / "context"
-        context.mkdir(mode=0o777)
-        env = {**os.environ, "SOURCE_DATE_EPOCH": str(base.epoch), "LC_ALL": "C.UTF-8"}
-        argv = [*_privilege(), *tool, *BOOTSTRAP_OPTIONS]
-        if sources.ca is not None:
-            argv.append(f'--aptopt=Acquire::https::CAInfo "{sources.ca.absolute()}"')
-        log = wanted.root / ".torchdock" / "logs" / "base.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        # Nothing of this host's may stay in the base: the option above is only for downloading.
-        argv.append('--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"')
-        lines: list[str] = []
-        with log.open("w") as handle:
-            code = stream([*argv, base.suite, str(context / "rootfs.tar")], lines.append, log=handle, env=env)
-        if code != 0:
-            raise TorchdockError(
-                f"No registry gave the base image, and making it from Debian packages failed: {' '.join(lines[-3:])} "
-                f"(log: {log}). Mend that, or bring the base by `docker load`, then run it again."
-            )
-        build = [engine.cli, "buildx", "build", "--builder", engine.facts.context, "--provenance=false", "--sbom=false"]
-        build += ["--build-arg", f"SOURCE_DATE_EPOCH={base.epoch}", "--tag", wanted.base.reference]
-        build += ["--file", str(wanted.root / "docker/base.Dockerfile"), str(context)]
-        done = capture(build, timeout=600)
-        if done.code != 0:
-            raise build_failure(done.err.splitlines(), log)
-        step.done(f"base made from Debian packages ({step.seconds:.0f} s)")
-
-
-def _privilege() -> list[str]:
-    """What mmdebstrap needs before it: nothing as root or where user namespaces are proved to work, else sudo.
-
-    Raises:
-        TorchdockError: neither is to be had.
-    """
-    if os.geteuid() == 0 or capture(["unshare", "--user", "--map-auto", "true"], timeout=10).code == 0:
-        return []
-    if capture(["sudo", "-n", "true"], timeout=10).code == 0:
-        return ["sudo", "-n", "--preserve-env=SOURCE_DATE_EPOCH,LC_ALL,http_proxy,https_proxy,HTTP_PROXY,HTTPS_PROXY"]
-    raise TorchdockError(
-        "No registry gave the base image, and making it from Debian packages as a user without root needs user "
-        "namespaces: `sudo apt-get install uidmap` (and, where /etc/subuid has no line for this user, `sudo usermod "
-        "--add-subuids 100000-165535 --add-subgids 100000-165535 $USER`), or `sudo -v` first; then run it again."
-    )
-
-
-def _mmdebstrap(folder: Path, wanted: BuildPlan) -> list[str]:
-    """The argv that starts mmdebstrap: the installed one, else Debian's package unpacked into ``folder``."""
-    found = shutil.which("mmdebstrap")
-    if found is not None:
-        return [found]
-    unpacked = folder / "tool"
-    (unpacked / "lists" / "partial").mkdir(parents=True)
-    (unpacked / "cache/archives/partial").mkdir(parents=True)
-    script = 'cd "$1" && shift && apt-get download -qq "$@" mmdebstrap && dpkg-deb -x mmdebstrap_*.deb .'
-    private = ["-o", f"Dir::State::Lists={unpacked}/lists", "-o", f"Dir::Cache={unpacked}/cache"]
-    done = capture(["sh", "-c", script, "sh", str(unpacked)], timeout=300)
-    if done.code != 0:  # a machine whose package lists were never fetched
-        capture(["apt-get", *private, "-qq", "update"], timeout=300)
-        done = capture(["sh", "-c", script, "sh", str(unpacked), *private], timeout=300)
-    if done.code != 0 or shutil.which("perl") is None:
-        raise TorchdockError(
-            f"No registry gave the base {wanted.base.reference if wanted.base.source == 'registry' else 'image'}, and "
-            "mmdebstrap, which makes one from Debian packages, can only be had on Debian and Ubuntu "
-            f"({(done.err.strip().splitlines() or ['perl is missing'])[-1]}). Bring the pinned base to this engine: "
-            f"`docker pull {wanted.variant.base.image}` where a registry answers, then `docker save` and `docker load`."
-        )
-    argv = ["perl", str(unpacked / "usr/bin/mmdebstrap")]
-    if not Path(provision.ARCHIVE_KEYRING).is_file():  # Ubuntu trusts its own archive only
-        script = script.replace("mmdebstrap", "debian-archive-keyring")
-        done = capture(["sh", "-c", script, "sh", str(unpacked), *private], timeout=300)
-        argv.append(f"--keyring={unpacked}{provision.ARCHIVE_KEYRING}")
-    return argv
-
-
 # --- what BuildKit says ---------------------------------------------------------------------------------------------
 
 _STEP = re.compile(r"^#(\d+) \[(?:(\S+) )?(\d+)/(\d+)\] (.*)$")
@@ -401,6 +385,7 @@ class BuildProgress:
         self._output: dict[str, list[str]] = {}
         self._failed = ""
         self._rest: list[str] = []
+        self.notes: list[str] = []
         self.finished: list[tuple[str, str]] = []
 
     def line(self, text: str) -> None:
@@ -421,6 +406,8 @@ class BuildProgress:
         elif match := _OUTPUT.match(text):
             number, output = match.groups()
             self._output.setdefault(number, []).append(output)
+            if output.startswith("torchdock: source: "):
+                self.notes.append(output.removeprefix("torchdock: source: "))
             if "exporting" in output and self._step is not None:
                 self._step.now("writing the image")
         else:
@@ -458,7 +445,27 @@ _MEANINGS = (
         EngineError,
     ),
     _Meaning(
-        r"[Hh]ash mismatch|HASHES|requires? hash|hashes? .*did not match|--require-hashes|[Mm]issing hash",
+        r"torchdock: drift:",
+        "--locked and --offline refuse other packages. `invoke lock --upgrade debian` locks what the mirror has "
+        "today; where the snapshot archive can be reached, the locked ones are taken from it.",
+    ),
+    _Meaning(
+        r"torchdock: offline:",
+        "Build once with the sources in reach, or bring the image from a machine that has it: `docker save IMAGE` "
+        "there, `docker load` here.",
+    ),
+    _Meaning(
+        r"\b40[13]\b.{0,20}(Unauthorized|Forbidden)|40[13] Client Error|status code.{0,20}\b40[13]\b",
+        "A source refuses the credentials: renew the token in the URL of the index or mirror, or its entry in "
+        "~/.netrc; `invoke doctor` tries each source.",
+    ),
+    _Meaning(
+        r"certificate.{0,40}expired|expired.{0,40}certificate",
+        "The TLS certificate of a source has expired: whoever runs it renews it; check this host's clock (`date`).",
+    ),
+    _Meaning(
+        r"[Hh]ash mismatch|HASHES|requires? hash|hashes? .*did not match|--require-hashes|[Mm]issing hash"
+        r"|other files than the lock",
         "What the index gives is not what the lock names. If a file below docker/locks was edited by hand, `git diff "
         "docker/locks` shows it and `git checkout docker/locks` restores it; if not, do not trust that index.",
     ),
@@ -477,7 +484,8 @@ _MEANINGS = (
     ),
     _Meaning(
         r"[Cc]onnection reset"
-        r"|dns error|[Rr]esolve|[Cc]onnection refused|timed? ?out|[Nn]etwork|[Cc]ould not connect|Failed to (down|fet)",
+        r"|dns error|[Rr]esolve|[Cc]onnection refused|timed? ?out|[Nn]etwork|[Cc]ould not connect|Unable to connect"
+        r"|Failed to (down|fet)|could not be downloaded",
         "A source could not be reached: `invoke doctor` tries each of them; check the network and the proxy.",
     ),
 )

@@ -244,6 +244,11 @@ def probe(given: Sources, url: str, *, seconds: float = PROBE_SECONDS) -> Reach:
         return judge_failure(given.redact(" ".join(str(error).split())))
 
 
+def probe_torch_index(given: Sources, root_url: str, name: str, *, seconds: float = PROBE_SECONDS) -> Reach:
+    """Ask the index of one variant's torch wheels for torch."""
+    return probe(given, f"{given.torch_index_url(root_url, name)}/torch/", seconds=seconds)
+
+
 def judge_answer(status: int) -> Reach:
     """What an HTTP status means for a source. Pure."""
     if status < 400:

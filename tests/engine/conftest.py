@@ -70,10 +70,8 @@ def image(invoke: Invoke) -> dict[str, Any]:
     return document
 
 
-@pytest.fixture
-def clone(tmp_path: Path, engine: engines.Engine) -> Iterator[Path]:
-    """A second clone of this tree, sharing the tools in .venv; what was launched or built from it is removed."""
-    target = tmp_path / "clone"
+def copy_tree(target: Path) -> Path:
+    """A second clone of this tree in a new folder, sharing the tools in .venv."""
     target.mkdir()
     target.chmod(0o755)
     for name in TREE:
@@ -83,6 +81,13 @@ def clone(tmp_path: Path, engine: engines.Engine) -> Iterator[Path]:
         elif source.is_file():
             shutil.copy(source, target / name)
     (target / ".venv").symlink_to(ROOT / ".venv")
+    return target
+
+
+@pytest.fixture
+def clone(tmp_path: Path, engine: engines.Engine) -> Iterator[Path]:
+    """A second clone; what was launched or built from it is removed."""
+    target = copy_tree(tmp_path / "clone")
     yield target
     from torchdock.state import CloneState
 

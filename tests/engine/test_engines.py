@@ -167,7 +167,7 @@ def test_the_doctor_finds_what_is_broken(invoke: Invoke, tmp_path: Path) -> None
     document = json.loads(done.stdout)
     assert done.returncode == 1
     errors = {found["subject"]: found["remedy"] for found in document["findings"] if found["severity"] == "error"}
-    assert "SSL_CERT_FILE" in errors["CA bundle"]
+    assert "SSL_CERT_FILE" in errors["settings"]
     assert "docker context use default" in errors["engine"]
 
 

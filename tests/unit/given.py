@@ -14,7 +14,13 @@ from torchdock.engine import Engine, EngineFacts, ImageFacts
 
 ROOT = Path(__file__).resolve().parents[2]
 SOCKET = "unix:///var/run/docker.sock"
-INFO = {"ID": "b4c1", "ServerVersion": "26.1.5", "MemTotal": 16 << 30, "SecurityOptions": ["name=seccomp"]}
+INFO = {
+    "ID": "b4c1",
+    "ServerVersion": "26.1.5",
+    "Architecture": "x86_64",
+    "MemTotal": 16 << 30,
+    "SecurityOptions": ["name=seccomp"],
+}
 ANNA = Identity(uid=1000, gid=1000, groups=(44, 998), name="anna")
 NOBODY = 65534
 

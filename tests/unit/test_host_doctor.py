@@ -1,5 +1,6 @@
 """The judgements of doctor: from facts to findings, each bad one with its remedy."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torchdock.gpus import Gpu, Inventory
 
 VARIANT = variants.get(ROOT, "cu130")
 GB = 10**9
-H200 = Gpu(0, "GPU-1", "NVIDIA H200", 141 << 30, 0, 0)
+H200 = Gpu(0, "GPU-1", "NVIDIA H200", 141 << 30, 0, 0, "9.0")
 
 
 def rows(found: "list[doctor.Finding]") -> "list[tuple[str, str]]":
@@ -94,16 +95,49 @@ def test_the_disk_is_judged(free: "int | None", image_there: bool, severity: str
     ],
 )
 def test_gpus_are_judged(inventory: Inventory, cdi: bool, expected: "list[tuple[str, str]]") -> None:
-    findings = doctor.judge_gpus(inventory, VARIANT, cdi)
+    findings = doctor.judge_gpus(inventory, VARIANT, cdi, architecture="x86_64")
     assert rows(findings) == expected
     assert all(bool(finding.remedy) is (finding.severity != "good") for finding in findings)
 
 
 def test_an_old_driver_names_the_one_that_is_needed() -> None:
-    finding = doctor.judge_gpus(Inventory((H200,), "535.1", ""), VARIANT, True)[1]
+    finding = doctor.judge_gpus(Inventory((H200,), "535.1", ""), VARIANT, True, architecture="x86_64")[1]
     assert (finding.seen, finding.remedy.partition(":")[0]) == ("driver 535.1", "Install driver 580 or newer")
 
 
 def test_a_gpu_is_seen_with_name_memory_and_uuid() -> None:
-    finding: Any = doctor.judge_gpus(Inventory((H200,), "580.1", ""), VARIANT, True)[0]
+    finding: Any = doctor.judge_gpus(Inventory((H200,), "580.1", ""), VARIANT, True, architecture="x86_64")[0]
     assert finding.seen == "NVIDIA H200, 141 GiB, GPU-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "severity"),
+    [("cu126", "525.60.12", "error"), ("cu126", "525.60.13", "good"), ("cpu", "470.1", "good")],
+)
+def test_a_driver_is_judged_by_its_whole_version(name: str, driver: str, severity: str) -> None:
+    variant = variants.get(ROOT, name)
+    assert (
+        doctor.judge_gpus(Inventory((H200,), driver, ""), variant, True, architecture="x86_64")[1].severity == severity
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "architecture", "remedy"),
+    [
+        (
+            "cu130",
+            "6.1",
+            "x86_64",
+            "cu130 has no code for compute capability 6.1, so this GPU is handed to no container",
+        ),
+        ("cu130", "7.5", "aarch64", "cu130 has no code for compute capability 7.5"),
+        ("cpu", "9.0", "x86_64", "cpu is for CPUs alone"),
+        ("cu130", "7.5", "x86_64", ""),
+    ],
+)
+def test_a_gpu_that_is_not_served_is_noted(name: str, capability: str, architecture: str, remedy: str) -> None:
+    gpu = replace(H200, compute_capability=capability)
+    variant = variants.get(ROOT, name)
+    finding = doctor.judge_gpus(Inventory((gpu,), "580.1", ""), variant, True, architecture=architecture)[0]
+    assert finding.severity == ("note" if remedy else "good")
+    assert remedy in finding.remedy and bool(remedy) is bool(finding.remedy)

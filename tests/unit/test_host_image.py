@@ -6,23 +6,25 @@ import shlex
 import shutil
 from collections import namedtuple
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from given import ROOT, TableEngine, program
 
-from torchdock import image, variants
+from torchdock import base, image, variants
 from torchdock.console import Reporter
 from torchdock.engine import Engine, ImageFacts
 from torchdock.errors import EngineError, TorchdockError
-from torchdock.image import BaseChoice
-from torchdock.process import Completed
-from torchdock.sources import Sources
+from torchdock.image import BaseChoice, Wishes
+from torchdock.sources import Mirror, Sources
 from torchdock.state import CloneState
 
 VARIANT = variants.get(ROOT, "cu130")
-REGISTRY = BaseChoice("registry", VARIANT.base.image)
-MADE = BaseChoice("bootstrapped", "torchdock/base:trixie-0123456789ab")
+REGISTRY = BaseChoice("registry", VARIANT.base.image, VARIANT.base.image)
+MADE = BaseChoice("bootstrapped", "torchdock/base:trixie-0123456789ab", "torchdock/base:trixie-0123456789ab")
+NOTHING = Sources(None, ())
 LOG = Path("/clone/.torchdock/logs/build-cu130.log")
 DOCKERFILE = (ROOT / VARIANT.dockerfile).read_text()
 GB = 10**9
@@ -31,7 +33,8 @@ GB = 10**9
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What a build reads, in a clone of its own."""
-    for file in [*image.input_files(ROOT, VARIANT), ROOT / "docker/base.Dockerfile"]:
+    more = [ROOT / "docker/base.Dockerfile", ROOT / "docker/requirements.in"]
+    for file in [*image.input_files(ROOT, VARIANT), *more]:
         target = tmp_path / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
@@ -39,7 +42,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def tag(root: Path) -> str:
-    return image.plan(root, VARIANT, REGISTRY, Sources(None, ()), builder="default", no_cache=False).tag
+    return image.plan(root, VARIANT, REGISTRY, NOTHING, builder="default").tag
 
 
 # --- which bytes decide the name ---
@@ -66,6 +69,7 @@ def test_two_clones_with_equal_content_agree_on_the_name(clone: Path) -> None:
         "docker/entrypoint.sh",
         "docker/layers/system.sh",
         "docker/layers/packages.txt",
+        "docker/locks/debian/amd64.txt",
         "docker/locks/uv.txt",
         "docker/locks/cu130/tools.txt",
         "src/torchdock/__init__.py",
@@ -99,17 +103,19 @@ def test_what_no_build_reads_changes_no_name(clone: Path, name: str) -> None:
     assert tag(clone) == before
 
 
-def test_the_base_decides_the_name_too() -> None:
+def test_the_base_and_its_packages_decide_the_name_too() -> None:
+    drift = replace(REGISTRY, debian="drift")
     names = {
-        image.plan(ROOT, VARIANT, base, Sources(None, ()), builder="default", no_cache=False).tag
-        for base in (REGISTRY, MADE, BaseChoice("registry", "debian@sha256:0"))
+        image.plan(ROOT, VARIANT, base, NOTHING, builder="default").tag
+        for base in (REGISTRY, MADE, BaseChoice("registry", "debian@sha256:0", "debian@sha256:0"), drift)
     }
-    assert len(names) == 3
+    assert len(names) == 4
 
 
 def test_where_the_bits_come_from_is_not_in_the_name() -> None:
-    given = Sources(Path("/etc/ca.pem"), ("HTTPS_PROXY",))
-    assert image.plan(ROOT, VARIANT, REGISTRY, given, builder="lab", no_cache=True).tag == tag(ROOT)
+    mirror = Mirror("UV_DEFAULT_INDEX", "https://mirror/simple")
+    given = Sources(Path("/etc/ca.pem"), ("HTTPS_PROXY",), index=mirror, base_image="mirror/debian", loopback=True)
+    assert image.plan(ROOT, VARIANT, REGISTRY, given, builder="lab", wishes=Wishes(no_cache=True)).tag == tag(ROOT)
 
 
 def test_a_missing_input_is_named(clone: Path) -> None:
@@ -118,31 +124,43 @@ def test_a_missing_input_is_named(clone: Path) -> None:
         tag(clone)
 
 
-@pytest.mark.parametrize("more", [("forky", 1791158400), ("trixie", 1)])
-def test_a_made_base_is_one_for_each_suite_and_day(more: "tuple[str, int]") -> None:
-    usual = image.bootstrapped_base(ROOT, VARIANT.base)
-    other = image.bootstrapped_base(ROOT, variants.Base(VARIANT.base.image, *more))
-    assert re.fullmatch(r"torchdock/base:trixie-[0-9a-f]{12}", usual.reference)
-    assert usual.source == other.source == "bootstrapped"
-    assert usual.reference != other.reference
-
-
-def bind_mounts() -> "set[str]":
-    """What of the clone the Dockerfile mounts into its steps."""
+def bind_mounts(variant: variants.Variant) -> "set[str]":
+    """What of the clone the variant's Dockerfile mounts into its steps."""
     mounts = [
         dict(part.partition("=")[::2] for part in mount.split(","))
-        for mount in re.findall(r"--mount=(\S+)", DOCKERFILE)
+        for mount in re.findall(r"--mount=(\S+)", (ROOT / variant.dockerfile).read_text())
     ]
-    return {mount["source"] for mount in mounts if mount["type"] == "bind" and "from" not in mount}
+    sources = {mount["source"] for mount in mounts if mount["type"] == "bind" and "from" not in mount}
+    return {source.replace("${VARIANT}", variant.name) for source in sources}
 
 
-def test_every_file_that_the_dockerfile_mounts_decides_the_name() -> None:
-    inputs = {file.relative_to(ROOT).as_posix() for file in image.input_files(ROOT, VARIANT)}
-    files = {name for name in bind_mounts() if (ROOT / name).is_file()}
-    assert {"docker/layers/wheels.sh", "docker/locks/cu130/torch.txt", "docker/locks/uv.txt"} <= files
+@pytest.mark.parametrize("name", ["cpu", "cu130"])
+def test_every_file_that_the_dockerfile_mounts_decides_the_name(name: str) -> None:
+    variant = variants.get(ROOT, name)
+    inputs = {file.relative_to(ROOT).as_posix() for file in image.input_files(ROOT, variant)}
+    mounted = bind_mounts(variant)
+    files = {name for name in mounted if (ROOT / name).is_file()}
+    assert {"docker/layers/wheels.sh", f"docker/locks/{name}/torch.txt", "docker/locks/uv.txt"} <= files
     assert files <= inputs
-    assert bind_mounts() - files == {"docker", "src/torchdock", "tests/container"}  # read by suite.sh, below
-    assert not re.search(r"^(COPY|ADD)\b", DOCKERFILE, re.M)
+    folders = {"docker/locks/debian", "src/torchdock", "tests/container"}  # the latter two are read by suite.sh, below
+    assert mounted - files - {f"docker/locks/{name}"} == folders
+    for folder in (f"docker/locks/{name}", "docker/locks/debian"):
+        assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).iterdir()} <= inputs
+    assert not re.search(r"^(COPY|ADD)\b", (ROOT / variant.dockerfile).read_text(), re.M)
+
+
+def test_the_dockerfiles_share_their_common_stages() -> None:
+    """cpu.Dockerfile is cuda.Dockerfile without its CUDA: what both have is the same, word for word."""
+
+    def stages(path: str) -> "dict[str, str]":
+        text = (ROOT / path).read_text().replace("${VARIANT}", "cpu").replace('"$VARIANT"', "cpu")
+        found = re.findall(r"^FROM (?:\S+) AS (\w+)\n(.*?)(?=^FROM |\Z)", text, re.M | re.S)
+        drop = r"^(#.*|ARG VARIANT|\s+(NVIDIA|CUDA)\w+=.*|\s+--mount=\S*/cuda\.txt\b.*)\n"
+        return {name: re.sub(drop, "", body, flags=re.M).strip() for name, body in found}
+
+    cuda, cpu = stages("docker/cuda.Dockerfile"), stages("docker/cpu.Dockerfile")
+    assert list(cpu) == ["system", "uv", "torch", "tools", "configured", "environment"]
+    assert {name: cuda[name] for name in cpu} == cpu
 
 
 def test_every_file_that_the_last_layer_takes_decides_the_name() -> None:
@@ -176,17 +194,55 @@ def test_a_build_is_sent_what_it_reads_and_nothing_else_of_a_clone() -> None:
 
 
 def test_the_plan_is_one_docker_command() -> None:
-    planned = image.plan(ROOT, VARIANT, REGISTRY, Sources(None, ()), builder="lab", no_cache=False)
+    planned = image.plan(ROOT, VARIANT, REGISTRY, NOTHING, builder="lab")
     assert planned.argv == (
         *("docker", "buildx", "build", "--builder", "lab", "--progress=plain", "--provenance=false", "--sbom=false"),
-        *("--file", f"{ROOT}/docker/cuda.Dockerfile", "--tag", planned.tag),
-        *("--build-arg", "SOURCE_DATE_EPOCH=1791158400", str(ROOT)),
+        *("--file", f"{ROOT}/docker/cuda.Dockerfile", "--target", "environment", "--tag", planned.tag),
+        *("--build-arg", "SOURCE_DATE_EPOCH=1791158400", "--build-arg", "VARIANT=cu130", str(ROOT)),
     )
 
 
+def test_a_variant_without_cuda_has_its_own_dockerfile_and_no_argument() -> None:
+    planned = image.plan(ROOT, variants.get(ROOT, "cpu"), REGISTRY, NOTHING, builder="lab")
+    assert f"{ROOT}/docker/cpu.Dockerfile" in planned.argv
+    assert not [word for word in planned.argv if word.startswith("VARIANT=")]
+
+
+def test_the_devel_target_is_another_image() -> None:
+    planned = image.plan(ROOT, VARIANT, REGISTRY, NOTHING, builder="lab", wishes=Wishes(target="devel"))
+    assert planned.argv[planned.argv.index("--target") + 1] == "devel"
+    assert planned.tag == f"{tag(ROOT)}-devel"
+
+
+def test_a_mirror_of_the_base_is_an_argument_and_changes_no_name() -> None:
+    given = Sources(None, (), base_image="lab:5000/debian")
+    planned = image.plans(ROOT, VARIANT, TableEngine(), given)[0]
+    assert f"BASE=lab:5000/debian@{VARIANT.base.image.partition('@')[2]}" in planned.argv
+    assert planned.tag == tag(ROOT)
+
+
+def test_what_is_on_the_hosts_loopback_is_reached_on_its_network() -> None:
+    assert "--network=host" in image.plan(ROOT, VARIANT, REGISTRY, Sources(None, (), loopback=True), builder="b").argv
+    assert "--network=host" not in image.plan(ROOT, VARIANT, REGISTRY, NOTHING, builder="b").argv
+
+
+def test_offline_is_a_secret_so_that_cached_steps_stay_cached() -> None:
+    argv = image.plan(ROOT, VARIANT, REGISTRY, NOTHING, builder="b", wishes=Wishes(offline=True)).argv
+    assert argv[argv.index("--secret") + 1] == "id=offline,env=TORCHDOCK_OFFLINE"
+
+
+def test_an_index_with_a_token_goes_by_the_name_of_its_variable() -> None:
+    token = Mirror("PIP_INDEX_URL", "https://anna:hunter2@mirror/simple")
+    argv = image.plan(ROOT, VARIANT, REGISTRY, Sources(None, (), index=token), builder="b").argv
+    assert argv[argv.index("--secret") + 1] == "id=index,env=PIP_INDEX_URL"
+    assert "hunter2" not in " ".join(argv)
+
+
 def test_a_made_base_is_an_argument_and_the_pinned_one_is_not() -> None:
-    pinned, made = image.plans(ROOT, VARIANT, TableEngine(), Sources(None, ()))
+    pinned, made, *drifted = image.plans(ROOT, VARIANT, TableEngine(), NOTHING)
     assert (pinned.base.source, made.base.source) == ("registry", "bootstrapped")
+    assert not [word for word in (*pinned.argv, *made.argv) if word.startswith("DEBIAN=")]
+    assert all("DEBIAN=drift" in plan.argv for plan in drifted)
     assert not [word for word in pinned.argv if word.startswith("BASE=")]
     assert made.argv[made.argv.index(f"BASE={made.base.reference}") - 1] == "--build-arg"
     assert pinned.argv[4] == made.argv[4] == "default"
@@ -195,7 +251,7 @@ def test_a_made_base_is_an_argument_and_the_pinned_one_is_not() -> None:
 def test_secrets_go_by_path_and_proxies_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://anna:hunter2@proxy:3128")
     given = Sources(Path("/etc/private/ca.pem"), ("HTTPS_PROXY", "no_proxy"))
-    argv = image.plan(ROOT, VARIANT, REGISTRY, given, builder="default", no_cache=False).argv
+    argv = image.plan(ROOT, VARIANT, REGISTRY, given, builder="default").argv
     at = argv.index("--secret")
     assert argv[at : at + 6] == (
         *("--secret", "id=ca,src=/etc/private/ca.pem"),
@@ -208,19 +264,19 @@ def test_the_ca_is_named_so_that_the_command_is_good_in_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = image.plan(ROOT, VARIANT, REGISTRY, Sources(Path("ca.pem"), ()), builder="default", no_cache=False).argv
+    argv = image.plan(ROOT, VARIANT, REGISTRY, Sources(Path("ca.pem"), ()), builder="default").argv
     assert f"id=ca,src={tmp_path}/ca.pem" in argv
 
 
 def test_a_comma_in_the_path_of_the_ca_does_not_split_it() -> None:
     given = Sources(Path("/etc/a,b/ca.pem"), ())
-    argv = image.plan(ROOT, VARIANT, REGISTRY, given, builder="default", no_cache=False).argv
+    argv = image.plan(ROOT, VARIANT, REGISTRY, given, builder="default").argv
     assert argv[argv.index("--secret") + 1] == 'id=ca,"src=/etc/a,b/ca.pem"'  # docker reads it as CSV
 
 
 @pytest.mark.parametrize("no_cache", [True, False])
 def test_no_cache_is_passed_on(no_cache: bool) -> None:
-    argv = image.plan(ROOT, VARIANT, REGISTRY, Sources(None, ()), builder="default", no_cache=no_cache).argv
+    argv = image.plan(ROOT, VARIANT, REGISTRY, NOTHING, builder="default", wishes=Wishes(no_cache=no_cache)).argv
     assert ("--no-cache" in argv) is no_cache
 
 
@@ -228,7 +284,7 @@ def test_no_cache_is_passed_on(no_cache: bool) -> None:
 
 
 def test_the_image_of_the_preferred_plan_is_found_first(tmp_path: Path) -> None:
-    candidates = image.plans(ROOT, VARIANT, TableEngine(), Sources(None, ()))
+    candidates = image.plans(ROOT, VARIANT, TableEngine(), NOTHING)
     state = CloneState(tmp_path)
     both = TableEngine(images=[plan.tag for plan in candidates])
     found = image.find(both, state, candidates)
@@ -244,20 +300,20 @@ def test_the_image_of_the_preferred_plan_is_found_first(tmp_path: Path) -> None:
     assert image.find(TableEngine(), state, candidates) is None
 
 
-def test_a_found_image_tells_the_fallbacks_of_its_build(tmp_path: Path) -> None:
-    candidates = image.plans(ROOT, VARIANT, TableEngine(), Sources(None, ()))
-    state = CloneState(tmp_path)
-    state.write(state.path("builds", "cu130.json"), {"image": candidates[0].tag, "fallbacks": ["said then"]})
-    found = image.find(TableEngine(images=[candidates[0].tag]), state, candidates)
-    assert found and found.document()["fallbacks"] == ["said then"]
+def test_a_found_image_is_told_like_a_built_one(tmp_path: Path) -> None:
+    candidates = image.plans(ROOT, VARIANT, TableEngine(), NOTHING)
+    found = image.find(TableEngine(images=[candidates[3].tag]), CloneState(tmp_path), candidates)
+    assert found and len(found.fallbacks) == 2
     assert found.document() | {"seconds": 0, "fallbacks": []} == {
         "variant": "cu130",
-        "image": candidates[0].tag,
-        "id": f"sha256:{candidates[0].tag}",
+        "image": candidates[3].tag,
+        "id": f"sha256:{candidates[3].tag}",
         "layers": ["sha256:1"],
         "seconds": 0,
         "built": False,
-        "source": "registry",
+        "target": "environment",
+        "source": "bootstrapped",
+        "debian": "drift",
         "fallbacks": [],
     }
 
@@ -269,7 +325,7 @@ def test_no_build_without_buildx(tmp_path: Path, clone: Path) -> None:
             self.facts = type(self.facts)(**{**vars(self.facts), "buildx": ""})
 
     with pytest.raises(EngineError, match="apt-get install docker-buildx"):
-        image.ensure(Bare(), CloneState(clone), VARIANT, Sources(None, ()), reporter=None)  # type: ignore[arg-type]
+        image.ensure(Bare(), CloneState(clone), VARIANT, NOTHING, Reporter())
 
 
 # --- building, with a docker CLI made for the test ---
@@ -299,17 +355,17 @@ BUILDS = "buildx) echo '#5 [system 2/2] RUN x'; echo '#5 DONE 9.0s'; touch built
 
 @pytest.fixture
 def made(clone: Path) -> str:
-    return image.bootstrapped_base(clone, VARIANT.base).reference
+    return base.choices(clone, VARIANT.base, "x86_64", NOTHING)[1].reference
 
 
-def ensure(engine: TableEngine, clone: Path, **options: bool) -> image.Built:
-    return image.ensure(engine, CloneState(clone), VARIANT, Sources(None, ()), Reporter(), **options)
+def ensure(engine: TableEngine, clone: Path, given: Sources = NOTHING, **wishes: Any) -> image.Built:
+    return image.ensure(engine, CloneState(clone), VARIANT, given, Reporter(), Wishes(**wishes))
 
 
 def test_an_image_is_built_on_the_pinned_base_and_recorded(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = Builder(clone, f"pull) ;; {BUILDS}")
     built = ensure(engine, clone)
-    wanted = image.plans(clone, VARIANT, engine, Sources(None, ()))[0]
+    wanted = image.plans(clone, VARIANT, engine, NOTHING)[0]
     assert engine.said == [f"pull --quiet {VARIANT.base.image}", " ".join(wanted.argv[1:])]
     assert (built.image, built.id, built.built, built.source) == (wanted.tag, "sha256:new", True, "registry")
     (record,) = CloneState(clone).records()
@@ -319,6 +375,8 @@ def test_an_image_is_built_on_the_pinned_base_and_recorded(clone: Path, capsys: 
         "when": "",
         "base": VARIANT.base.image,
         "foundation": image.foundation(clone, VARIANT),
+        "mirrors": [],
+        "sources": [],
     }
     log = (clone / ".torchdock/logs/build-cu130.log").read_text()
     assert log == f"{shlex.join(wanted.argv)}\n#5 [system 2/2] RUN x\n#5 DONE 9.0s\n"
@@ -347,9 +405,67 @@ def test_where_no_registry_answers_a_made_base_is_taken_and_said(
 
 def test_locked_refuses_a_made_base(clone: Path, made: str) -> None:
     engine = Builder(clone, f"{UNREACHABLE} {BUILDS}", images=[made])
-    with pytest.raises(TorchdockError, match="--locked refuses a base made here"):
+    with pytest.raises(TorchdockError, match="--locked refuses one made here"):
         ensure(engine, clone, locked=True)
     assert [line.split()[0] for line in engine.said] == ["pull"]
+
+
+DRIFTS = "buildx) case $* in *DEBIAN=drift*) touch built;; *) echo '#5 [system 2/2] RUN x'; "
+DRIFTS += "echo '#5 0.1 torchdock: drift: neither the mirror nor the snapshot of D gave: gcc'; "
+DRIFTS += "echo '#5 ERROR: exit code: 1'; exit 1;; esac;;"
+
+
+def test_where_the_locked_packages_are_gone_todays_are_taken_and_said(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = ensure(Builder(clone, DRIFTS, images=[VARIANT.base.image]), clone)
+    assert "fallback: neither the mirror nor the snapshot of D gave: gcc; taking what" in capsys.readouterr().out
+    assert (built.source, built.debian, len(built.fallbacks)) == ("registry", "drift", 1)
+    assert CloneState(clone).records()[0]["fallbacks"] == built.fallbacks
+    assert built.image == image.plans(clone, VARIANT, TableEngine(), NOTHING)[2].tag
+
+
+@pytest.mark.parametrize("wish", ["locked", "offline"])
+def test_drift_is_refused_where_nothing_may_differ(clone: Path, wish: str) -> None:
+    engine = Builder(clone, DRIFTS, images=[VARIANT.base.image])
+    with pytest.raises(TorchdockError, match="invoke lock --upgrade debian"):
+        ensure(engine, clone, **{wish: True})
+    assert len(engine.said) == 1
+
+
+def test_locked_refuses_a_lock_that_is_older_than_what_it_locks(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clone / "docker/layers/packages.txt").write_text("gcc\nhello\n")
+    engine = Builder(clone, BUILDS, images=[VARIANT.base.image])
+    assert ensure(engine, clone).built
+    assert "fallback: docker/layers/packages.txt was changed after its lock" in capsys.readouterr().out
+    with pytest.raises(TorchdockError, match=r"--locked refuses .*packages\.txt was changed"):
+        ensure(engine, clone, locked=True)
+
+
+def test_what_a_script_says_of_its_sources_is_recorded(clone: Path) -> None:
+    says = "buildx) echo '#5 [system 2/2] RUN x'; echo '#5 0.2 torchdock: source: 3 from the mirror'; touch built;;"
+    ensure(Builder(clone, says, images=[VARIANT.base.image]), clone)
+    assert CloneState(clone).records()[0]["sources"] == ["3 from the mirror"]
+
+
+def test_a_token_that_a_tool_prints_reaches_no_log_and_no_error(clone: Path) -> None:
+    prints = "buildx) echo '#5 [tools 1/1] RUN x'; echo '#5 0.1 error: https://anna:hunter2@mirror/t0ken/simple/x: 401 "
+    prints += "Unauthorized'; echo '#5 ERROR: exit code: 1'; exit 1;;"
+    given = Sources(None, (), index=Mirror("UV_DEFAULT_INDEX", "https://anna:hunter2@mirror/t0ken/simple/"))
+    with pytest.raises(TorchdockError, match="renew the token") as failed:
+        ensure(Builder(clone, prints, images=[VARIANT.base.image]), clone, given)
+    assert "<UV_DEFAULT_INDEX at mirror>/x" in str(failed.value)
+    log = (clone / ".torchdock/logs/build-cu130.log").read_text()
+    assert not [word for word in ("hunter2", "t0ken") if word in log + str(failed.value)]
+
+
+def test_a_given_name_is_built_anew_and_not_recorded(clone: Path) -> None:
+    engine = Builder(clone, BUILDS, images=[VARIANT.base.image, "torchdock/cu130:again"])
+    built = ensure(engine, clone, tag="torchdock/cu130:again")
+    assert (built.image, built.built) == ("torchdock/cu130:again", True)
+    assert CloneState(clone).records() == []
 
 
 def test_an_engine_that_goes_away_while_the_base_is_pulled(clone: Path, made: str) -> None:
@@ -482,7 +598,7 @@ def test_what_runs_is_shown_in_words() -> None:
     screen = Screen()
     read(COLD, screen)
     assert screen.finished[0] == "Debian packages: 25 s"
-    assert screen.finished[3] == "torch, torchvision, triton (2.2 GB): cached"
+    assert screen.finished[3] == "torch and torchvision: cached"
     assert screen.doing[0] == "Debian packages"
     assert screen.doing[-1] == "writing the image"
 
@@ -503,7 +619,8 @@ def test_where_no_step_failed_what_buildkit_said_is_kept() -> None:
 
 
 def test_every_stage_of_the_dockerfile_has_words() -> None:
-    assert re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.M) == list(image.STAGES)
+    stages = re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S)
+    assert {name for name, body in stages if re.search("^RUN", body, re.M)} == set(image.STAGES)
 
 
 # --- failures ---
@@ -516,6 +633,7 @@ UV_STEP = (
 )
 WHEELS_STEP = 'process "/bin/sh -c sh /run/wheels.sh /run/lock.txt" did not complete successfully: exit code: 1'
 HASH, DISK, TLS = "git checkout docker/locks", "The disk is full", "SSL_CERT_FILE"
+TOKEN = "renew the token"
 INDEX, NETWORK, GONE = "is not in the index", "A source could not be reached", "went away in the middle"
 
 
@@ -613,6 +731,37 @@ INDEX, NETWORK, GONE = "is not in the index", "A source could not be reached", "
             id="apt, network",
         ),
         pytest.param(
+            "error: Failed to fetch: https://index/simple/x/\n  cause: HTTP status client error (401 Unauthorized)",
+            WHEELS_STEP,
+            TOKEN,
+            id="uv, token",
+        ),
+        pytest.param(
+            "ERROR: HTTP error 403 while getting x\nERROR: 403 Client Error: Forbidden for url: x",
+            UV_STEP,
+            TOKEN,
+            id="pip, token",
+        ),
+        pytest.param(
+            "error: Failed to fetch: x\n  cause: client error (Connect)\n  cause: invalid peer certificate: "
+            "certificate expired: verification time 1795419459 (UNIX)",
+            WHEELS_STEP,
+            "has expired",
+            id="uv, expired",
+        ),
+        pytest.param(
+            "torchdock: the Debian mirror gives other files than the lock names for: gcc. Do not trust that mirror.",
+            "x",
+            HASH,
+            id="apt, hash",
+        ),
+        pytest.param(
+            "torchdock: offline: the layer cuda is not in the build cache; it needs these wheels: a==1",
+            "x",
+            "docker save",
+            id="offline",
+        ),
+        pytest.param(
             "ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
             "",
             GONE,
@@ -701,6 +850,8 @@ def test_a_rebuild_needs_little_disk(
         ("docker/layers/packages.txt", True),
         ("docker/layers/system.sh", True),
         ("docker/layers/wheels.sh", True),
+        ("docker/layers/common.sh", True),
+        ("docker/locks/debian/amd64.txt", True),
         ("docker/locks/uv.txt", True),
         ("docker/locks/cu130/cuda.txt", True),
         ("docker/locks/cu130/torch.txt", True),
@@ -720,27 +871,3 @@ def test_a_disk_that_is_not_this_hosts_is_not_judged(clone: Path, monkeypatch: p
     check(clone, TableEngine(data_root=None), 0, monkeypatch)
     with pytest.raises(TorchdockError):
         check(clone, TableEngine(data_root=clone), 0, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("uid", "namespaces", "sudo", "first"),
-    [
-        pytest.param(0, False, False, [], id="root"),
-        pytest.param(1000, True, False, [], id="user namespaces"),
-        pytest.param(1000, False, True, ["sudo", "-n"], id="sudo"),
-    ],
-)
-def test_who_may_make_a_base(
-    uid: int, namespaces: bool, sudo: bool, first: "list[str]", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: uid)
-    works = {"unshare": namespaces, "sudo": sudo}
-    monkeypatch.setattr(image, "capture", lambda argv, **_: Completed(0 if works[argv[0]] else 1, "", ""))
-    assert image._privilege()[:2] == first
-
-
-def test_without_any_right_making_a_base_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(image, "capture", lambda argv, **_: Completed(1, "", ""))
-    with pytest.raises(TorchdockError, match="sudo apt-get install uidmap"):
-        image._privilege()

@@ -5,14 +5,19 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tasks
-from given import ROOT
+from given import ROOT, TableEngine
 
-from torchdock import variants
+from torchdock import choice, gpus, host, image, sources, variants
+from torchdock.console import Reporter
 from torchdock.errors import InputError
+from torchdock.gpus import Gpu, Inventory
+from torchdock.sources import Mirror, Reach, Sources
 
 TASKS: "dict[str, Any]" = dict(tasks.namespace.tasks)
 
@@ -92,11 +97,149 @@ def test_a_bad_ca_bundle_is_wrong_input() -> None:
     assert done.stderr.startswith("torchdock: SSL_CERT_FILE names /no/such/ca.pem, which is not a readable bundle")
 
 
-def test_cuda_contradicts_a_variant_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = variants.get(ROOT, None)
-    cpu = variants.Variant(**{**vars(usual), "name": "cpu", "cuda": ""})
-    monkeypatch.setattr(variants, "read", lambda root: {"cu130": usual, "cpu": cpu})
-    assert tasks._choose("cu130", cuda=True) == tasks._choose(None, cuda=True) == usual
-    assert tasks._choose("cpu") == cpu
-    with pytest.raises(InputError, match="--cuda and --variant cpu contradict each other"):
-        tasks._choose("cpu", cuda=True)
+# --- the choice of a variant ---
+
+EVERYWHERE = frozenset({"x86_64", "aarch64"})
+ROWS = {name: replace(row, locked=EVERYWHERE) for name, row in variants.read(ROOT).items()}
+H100 = Gpu(0, "GPU-0", "NVIDIA H100", 80 << 30, 0, 0, "9.0")
+P40 = Gpu(1, "GPU-1", "Tesla P40", 24 << 30, 0, 0, "6.1")
+NOTHING = Sources(None, ())
+BARE = Inventory((), "", "there is no NVIDIA driver")
+MIXED = Inventory((H100, P40), "535.183.01", "")
+
+
+class Place:
+    """A host for the tasks: its GPUs, the images that are there, the indexes that answer, and what was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inventory, self.images, self.answers = BARE, "", ""
+        self.asked: list[str] = []
+        self.engine = TableEngine()
+        monkeypatch.setattr(variants, "read", lambda root: ROWS)
+        monkeypatch.setattr(gpus, "gather", lambda: self.inventory)
+        monkeypatch.setattr(host, "architecture", lambda: "x86_64")
+        monkeypatch.setattr(sources, "probe", self._probe)
+        monkeypatch.setattr(image, "plans", lambda root, variant, *more: variant)
+        monkeypatch.setattr(
+            image, "find", lambda engine, state, variant: variant if variant.name in self.images else None
+        )
+
+    def _probe(self, given: Sources, url: str, **_: float) -> Reach:
+        self.asked.append(url)
+        return Reach(url.split("/")[-3] in self.answers.split(), "it is silent")
+
+    def choose(self, wished: "dict[str, Any]", given: Sources = NOTHING, **more: Any) -> choice.Choice:
+        return tasks._choose(wished, given, self.engine, **more)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(monkeypatch)
+
+
+def test_a_choice_asks_the_index_where_it_depends_on_it(place: Place) -> None:
+    wish = tasks._wish(None)
+    assert place.asked == []
+    found = place.choose(wish)
+    assert (found.variant.name, place.asked) == ("cu130", ["https://download.pytorch.org/whl/cpu/torch/"])
+    assert "(it is silent)" in found.fallbacks[0]
+    place.answers = "cpu"
+    assert place.choose(wish).variant.name == "cpu"
+
+
+def test_a_mirror_of_the_index_is_asked_instead(place: Place) -> None:
+    mirror = Mirror("TORCHDOCK_TORCH_INDEX", "https://mirror.example.org/torch/")
+    assert place.choose(tasks._wish(None), Sources(None, (), torch_index=mirror)).variant.name == "cu130"
+    assert place.asked == ["https://mirror.example.org/torch/cpu/torch/"]
+
+
+@pytest.mark.parametrize(
+    ("images", "more", "variant", "asked"),
+    [
+        ("cpu", {}, "cpu", 0),
+        ("cu130", {}, "cu130", 1),
+        ("cu130", {"thrifty": True}, "cu130", 0),
+        ("cpu", {"wishes": image.Wishes(no_cache=True)}, "cu130", 1),
+        ("", {"wishes": image.Wishes(offline=True)}, "cu130", 0),
+    ],
+    ids=["the image is there", "the fallback's is", "which will do", "built anew", "offline"],
+)
+def test_a_choice_looks_for_images_first(
+    place: Place, images: str, more: "dict[str, Any]", variant: str, asked: int
+) -> None:
+    place.images = images
+    found = place.choose(tasks._wish(None), **more)
+    assert (found.variant.name, len(place.asked)) == (variant, asked)
+
+
+def test_the_gpus_that_are_named_decide(place: Place) -> None:
+    place.inventory, place.answers = MIXED, "cu126"
+    assert place.choose(tasks._wish(None)).variant.name == "cu126"
+    assert place.choose(tasks._wish(None, gpus="GPU-1")).variant.name == "cu126"
+    place.inventory = replace(MIXED, driver="580.1")
+    assert place.choose(tasks._wish(None, gpus="GPU-0")).variant.name == "cu130"
+    assert place.choose(tasks._wish(None, gpus="1")).variant.name == "cu126"
+    assert place.choose(tasks._wish(None, gpus="0")).variant.name == "cu126"  # one environment, GPU or not
+
+
+def test_only_gpus_that_are_served_are_picked(place: Place) -> None:
+    place.inventory = replace(MIXED, gpus=(P40, replace(H100, memory_used=1)), driver="580.1")
+    found = place.choose(tasks._wish(None, gpus="1"))
+    assert (found.variant.name, found.unserved) == ("cu130", ("GPU-1",))
+    assert [gpu.uuid for gpu in tasks._pick_gpus(found, None)] == ["GPU-0"]
+    assert tasks._pick_gpus(found, "0") == ()
+    with pytest.raises(InputError, match=r"--gpus GPU-1: cu130 does not compute on Tesla P40 .*`--gpus 0` computes"):
+        tasks._pick_gpus(found, "GPU-1")
+
+
+def test_a_workspace_pins_its_variant(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "torchdock.toml").write_text('variant = "cu128"\n')
+    found = place.choose(tasks._wish(None, workspace=str(tmp_path)))
+    assert (found.variant.name, place.asked) == ("cu128", [])
+    assert found.reason.startswith(f"{tmp_path}/torchdock.toml pins it")
+    with pytest.raises(InputError, match=r"torchdock\.toml pins the variant cu128, and cu130 is asked for"):
+        tasks._wish("cu130", workspace=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"cpu": True, "cuda": True}, "--cpu and --cuda contradict each other"),
+        ({"cpu": True, "variant": "cu130"}, "--cpu and --variant cu130 contradict each other"),
+        ({"cpu": True, "devel": True}, "--cpu and --devel contradict each other"),
+        ({"devel": True, "variant": "cpu"}, "--variant cpu has none"),
+        ({"cuda": True, "variant": "cpu"}, "--variant cpu has none: leave one of them"),
+        ({"variant": "cu13"}, "Did you mean 'cu130'?"),
+        ({"gpus": "GPU-9"}, "'GPU-9' is none of them here"),
+        ({"workspace": ""}, "-w was given an empty name"),
+    ],
+)
+def test_a_wish_that_contradicts_itself_is_wrong_input(place: Place, words: "dict[str, Any]", told: str) -> None:
+    with pytest.raises(InputError) as refused:
+        tasks._wish(**{"variant": None, **words})
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "variant"),
+    [
+        ({"cpu": True}, "cpu"),
+        ({"cpu": True, "variant": "cpu"}, "cpu"),
+        ({"cuda": True}, "cu130"),
+        ({"devel": True}, "cu130"),
+        ({"cuda": True, "variant": "cu128"}, "cu128"),
+    ],
+)
+def test_a_device_is_demanded(place: Place, words: "dict[str, Any]", variant: str) -> None:
+    assert place.choose(tasks._wish(**{"variant": None, **words})).variant.name == variant
+    assert place.asked == []
+
+
+def test_what_was_chosen_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    told = choice.Choice(ROWS["cu130"], "because", ("fallback: no index", "mind this"))
+    tasks._tell(Reporter(), told)
+    assert capsys.readouterr().out.splitlines() == ["cu130: because", "fallback: no index", "mind this"]
+    tasks._tell(Reporter(as_json=True), told, reason=False)
+    assert capsys.readouterr().err.splitlines() == ["fallback: no index", "mind this"]
+    document = {"variant": "cu130", "reason": "because", "warnings": ["fallback: no index", "mind this"]}
+    assert tasks._told(told) == document

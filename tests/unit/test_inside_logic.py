@@ -57,6 +57,12 @@ def test_cuda_majors() -> None:
     assert versions.cuda_majors(names) == {"12", "13"}
 
 
+def test_cuda_packages() -> None:
+    names = ["nvidia_cudnn_cu12", "cuda-toolkit", "triton", "nvidia-ml-py", "torch", "nvidia-cublas", "tritonclient"]
+    assert versions.cuda_packages(names) == ["cuda-toolkit", "nvidia-cublas", "nvidia-cudnn-cu12", "triton"]
+    assert versions.cuda_packages(["torch", "nvidia_ml_py", "barracuda"]) == []
+
+
 V2 = {"/proc/self/cgroup": "0::/user/job\n"}
 V1 = {"/proc/self/cgroup": "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n"}
 

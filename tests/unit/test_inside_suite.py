@@ -29,17 +29,33 @@ def result_of(tally: suite.Tally, *problems: str, selection: suite.Selection = S
 @pytest.mark.parametrize(
     ("quick", "gpu", "launched", "name", "markers"),
     [
-        (False, False, False, "default", "not gpu and not launched"),
-        (True, False, False, "quick", "quick and not gpu and not launched"),
-        (False, True, False, "gpu", "not launched"),
-        (True, True, True, "quick-gpu", "quick"),
-        (False, True, True, "gpu", ""),
+        (False, False, False, "default", "not gpu and not launched and not devel"),
+        (True, False, False, "quick", "quick and not gpu and not launched and not devel"),
+        (False, True, False, "gpu", "not launched and not devel"),
+        (True, True, True, "quick-gpu", "quick and not devel"),
+        (False, True, True, "gpu", "not devel"),
     ],
 )
 def test_select(quick: bool, gpu: bool, launched: bool, name: str, markers: str) -> None:
     selection = suite.select(quick, gpu, launched)
     assert (selection.name, selection.markers, selection.gpu) == (name, markers, gpu)
     assert selection.committed == suite.COMMITTED[name] + (suite.COMMITTED_LAUNCHED if launched else 0)
+
+
+@pytest.mark.parametrize(
+    ("quick", "gpu", "launched", "name", "markers", "more"),
+    [
+        (False, False, False, "default-devel", "not gpu and not launched", suite.COMMITTED_DEVEL),
+        (True, False, True, "quick-devel", "(quick or devel) and not gpu", suite.COMMITTED_DEVEL),
+        (False, True, True, "gpu-devel", "", suite.COMMITTED_DEVEL + suite.COMMITTED_DEVEL_GPU),
+    ],
+)
+def test_the_compilers_checks_come_on_top(
+    quick: bool, gpu: bool, launched: bool, name: str, markers: str, more: int
+) -> None:
+    selection = suite.select(quick, gpu, launched, devel=True)
+    assert (selection.name, selection.markers, selection.gpu) == (name, markers, gpu)
+    assert selection.committed == suite.select(quick, gpu, launched).committed + more
 
 
 def test_committed_counts_are_consistent() -> None:

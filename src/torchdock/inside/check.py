@@ -1,4 +1,6 @@
-"""Prove this environment: ``python -m torchdock.inside.check [--quick] [--gpu] [--report DIR] [--json] [-k EXPR]``.
+"""Prove this environment.
+
+``python -m torchdock.inside.check [--quick] [--gpu] [--devel] [--report DIR] [--json] [-k EXPR]``
 
 Exit codes: 0 good, 1 a check failed (or none could run), 2 wrong input.
 """
@@ -41,6 +43,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="the few checks that take seconds")
     parser.add_argument("--gpu", action="store_true", help="a GPU is demanded: none, a fake one or a skip is a failure")
+    parser.add_argument("--devel", action="store_true", help="also the compiler for CUDA, which the devel image has")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write report.xml (JUnit), summary.json, pytest.log")
     parser.add_argument("--json", action="store_true", help="the summary document on stdout, text on stderr")
     parser.add_argument("-k", dest="expression", metavar="EXPR", help="only checks whose names match (as pytest's -k)")
@@ -167,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the selected checks and return the exit code."""
     args = arguments(argv)
     out = sys.stderr if args.json else sys.stdout
-    selection = suite.select(args.quick, args.gpu, os.environ.get("TORCHDOCK_LAUNCHED") == "1", args.expression)
+    launched = os.environ.get("TORCHDOCK_LAUNCHED") == "1"
+    selection = suite.select(args.quick, args.gpu, launched, args.expression, devel=args.devel)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if not SUITE.is_dir():

@@ -15,6 +15,8 @@ from xml.etree import ElementTree
 COMMITTED = {"quick": 81, "default": 84, "gpu": 96, "quick-gpu": 90}
 # So many more where torchdock launched the container (TORCHDOCK_LAUNCHED=1): they check that launch's privileges.
 COMMITTED_LAUNCHED = 2
+# So many more with --devel, and those among them that need a GPU.
+COMMITTED_DEVEL, COMMITTED_DEVEL_GPU = 7, 1
 
 # How check tells recorder, in pytest's process, where to write events and whether a GPU is demanded.
 EVENTS = "TORCHDOCK_CHECK_EVENTS"
@@ -24,13 +26,17 @@ MARKERS = {
     "quick": "among the few that `make up` runs",
     "gpu": "needs a GPU; without one it fails",
     "launched": "only where torchdock launched the container",
+    "devel": "needs the compiler of the devel image; without it it fails",
     "limit": "limit(seconds, grace=30): its own time limit",
 }
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which checks run. name: a key of COMMITTED. markers: pytest's -m expression. expression: the user's -k."""
+    """Which checks run. name: a key of COMMITTED, and ``-devel`` where those are among them.
+
+    markers: pytest's -m expression. expression: the user's -k.
+    """
 
     name: str
     markers: str
@@ -39,14 +45,18 @@ class Selection:
     expression: str | None = None
 
 
-def select(quick: bool, gpu: bool, launched: bool, expression: str | None = None) -> Selection:
-    """Return the selection of the options; ``launched`` says whether torchdock launched this container."""
-    terms = [
-        term for term, wanted in (("quick", quick), ("not gpu", not gpu), ("not launched", not launched)) if wanted
-    ]
+def select(quick: bool, gpu: bool, launched: bool, expression: str | None = None, *, devel: bool = False) -> Selection:
+    """Return the selection of the options; ``launched`` says whether torchdock launched this container.
+
+    ``devel`` adds the checks of the compiler, also to the quick ones.
+    """
+    terms = ["(quick or devel)" if devel else "quick"] if quick else []
+    terms += [f"not {term}" for term, wanted in (("gpu", gpu), ("launched", launched), ("devel", devel)) if not wanted]
     name = {(False, False): "default", (True, False): "quick", (False, True): "gpu", (True, True): "quick-gpu"}
     chosen = name[quick, gpu]
     committed = COMMITTED[chosen] + (COMMITTED_LAUNCHED if launched else 0)
+    if devel:
+        chosen, committed = f"{chosen}-devel", committed + COMMITTED_DEVEL + (COMMITTED_DEVEL_GPU if gpu else 0)
     return Selection(chosen, " and ".join(terms), gpu, committed, expression)
 
 

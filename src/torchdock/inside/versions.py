@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+# The files of a lock that make the environment; others beside them belong to other images.
+LAYERS = ("cuda", "torch", "tools")
 PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*==\s*(?P<version>[^\s;\\]+)\s*(?P<rest>.*)$")
 
 
@@ -57,3 +59,9 @@ def cuda_majors(names: Iterable[str]) -> set[str]:
     """Return the CUDA majors that distributions are named for: {"12", "13"} of nvidia-nccl-cu12 and -cu13."""
     matches = (re.search(r"-cu(\d\d)$", normalise(name)) for name in names)
     return {match[1] for match in matches if match}
+
+
+def cuda_packages(names: Iterable[str]) -> list[str]:
+    """Return the distributions that exist for CUDA alone, sorted; nvidia-ml-py asks a driver and is none of them."""
+    found = {normalise(name) for name in names}
+    return sorted(name for name in found if re.match(r"nvidia-(?!ml-py$)|cuda-|triton$", name))

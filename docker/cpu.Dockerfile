@@ -1,0 +1,93 @@
+# torchdock: PyTorch for CPUs, without a byte of CUDA, pinned to the hash.
+#
+#   base ──> system ──> uv
+#               │        ┊ (bind-mounted into each step that installs wheels, never copied)
+#               └──> torch ──> tools ──> configured ──> environment
+#
+# Plain Docker builds it, with no arguments:  docker build -f docker/cpu.Dockerfile .
+# The stages are those of cuda.Dockerfile without its CUDA; a test keeps the common ones equal.
+
+# Pinned to the digest. Where no registry can be reached, `invoke build` passes a base made from Debian packages.
+ARG BASE=docker.io/library/debian:trixie-20261005-slim@sha256:a29215f6a35e51e22adffa17f89e9d2ef06214e64a2bad10d765c46aea49f11f
+
+FROM ${BASE} AS system
+# `locked`: exactly the packages of docker/locks/debian. `drift`: what the mirror has today, where it and the snapshot
+# have dropped some of them; `invoke build` says so and never does it under --locked.
+ARG DEBIAN=locked
+# The day of the base: the time stamp of every file that a build writes, so that two builds can be equal.
+ARG SOURCE_DATE_EPOCH=1791158400
+# apt's caches and logs live in tmpfs: nothing of them lands in the layer, and nothing has to be deleted from the base.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/system.sh,target=/run/system.sh \
+    --mount=type=bind,source=docker/layers/packages.txt,target=/run/packages.txt \
+    --mount=type=bind,source=docker/locks/debian,target=/run/debian \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=apt-mirror \
+    --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/var/cache --mount=type=tmpfs,target=/var/log \
+    --mount=type=tmpfs,target=/var/lib/apt/lists --mount=type=tmpfs,target=/tmp \
+    sh /run/system.sh "$DEBIAN"
+
+FROM system AS uv
+# uv comes from the Python package index by hash: no second registry to reach.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/uv.sh,target=/run/uv.sh \
+    --mount=type=bind,source=docker/locks/uv.txt,target=/run/uv.txt \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/root/.cache \
+    sh /run/uv.sh
+
+FROM system AS torch
+ARG SOURCE_DATE_EPOCH=1791158400
+# torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/lock.txt \
+    --mount=type=bind,from=uv,source=/uv,target=/uv \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/wheels.sh torch
+
+FROM torch AS tools
+ARG SOURCE_DATE_EPOCH=1791158400
+# Everything else, your packages included: small, and the only wheel layer that changes from week to week.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/locks/cpu/tools.txt,target=/run/lock.txt \
+    --mount=type=bind,from=uv,source=/uv,target=/uv \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/wheels.sh tools
+
+FROM tools AS configured
+# Constants of the lock only: where the bits came from on a given day belongs to the build record, not here.
+LABEL dev.torchdock.variant="cpu"
+# The environment is on for every process of the container, not only for login shells.
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    VIRTUAL_ENV=/opt/venv \
+    LANG=C.UTF-8 \
+    TORCHDOCK_VARIANT=cpu \
+    XDG_CACHE_HOME=/cache \
+    TORCH_HOME=/cache/torch \
+    TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
+    TRITON_CACHE_DIR=/cache/triton \
+    HF_HOME=/cache/huggingface \
+    IPYTHONDIR=/cache/ipython
+WORKDIR /workspace
+# tini reaps orphans and hands signals on; the entrypoint gives the caller's UID a name, a HOME and a thread count.
+ENTRYPOINT ["/usr/bin/tini", "--", "/opt/torchdock/docker/entrypoint.sh"]
+CMD ["bash"]
+
+FROM configured AS environment
+ARG SOURCE_DATE_EPOCH=1791158400
+# The validation suite travels with the environment, so that it can prove itself wherever it is taken.
+# RUN and not COPY: file modes and times of a clone differ from machine to machine, this layer must not.
+RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
+    --mount=type=bind,source=docker/entrypoint.sh,target=/run/clone/docker/entrypoint.sh \
+    --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/clone/docker/locks/cpu/torch.txt \
+    --mount=type=bind,source=docker/locks/cpu/tools.txt,target=/run/clone/docker/locks/cpu/tools.txt \
+    --mount=type=bind,source=src/torchdock,target=/run/clone/src/torchdock \
+    --mount=type=bind,source=tests/container,target=/run/clone/tests/container \
+    sh /run/suite.sh /run/clone cpu
