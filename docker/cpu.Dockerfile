@@ -42,6 +42,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
@@ -54,6 +55,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # Everything else, your packages included: small, and the only wheel layer that changes from week to week.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/locks/cpu/tools.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \

@@ -48,6 +48,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # CUDA, cuDNN and NCCL as NVIDIA's wheels: 3 GB that change only when torch's CUDA does.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/cuda.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
@@ -61,6 +62,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # torch, torchvision and triton are released together, so they share a layer.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/torch.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
@@ -74,6 +76,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # Everything else, your packages included: small, and the only wheel layer that changes from week to week.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/tools.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
@@ -112,6 +115,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # wheels (NVIDIA's have ptxas and libnvvm, and neither nvcc nor cicc), so cu126 and cu128 have no devel.txt and no devel.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/layers/devel.sh,target=/run/devel.sh \
     --mount=type=bind,source=docker/locks/${VARIANT}/devel.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A layer of wheels. Usage: wheels.sh LAYER    (its lock is /run/lock.txt, uv is mounted at /uv)
+# A layer of wheels. Usage: wheels.sh LAYER    (its lock is /run/lock.txt, uv is mounted at /uv, bytecode.py beside it)
 . /run/common.sh
 layer=$1
 lock=/run/lock.txt
@@ -41,8 +41,7 @@ rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.
 stamp() { find "$venv" -newer "$marker" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +; }
 stamp
-# A few packages ship sources for other Pythons or templates that do not compile; that is not a failure.
-"$venv/bin/python" -m compileall -q -j 0 --invalidation-mode timestamp "$venv/lib" >/dev/null 2>&1 || true
+PYTHONHASHSEED=0 "$venv/bin/python" /run/bytecode.py "$venv/lib"
 stamp
 # What mounts touched besides.
 touch -d "@$SOURCE_DATE_EPOCH" /opt / /etc /root /run

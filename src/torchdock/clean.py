@@ -32,7 +32,7 @@ class Found:
 
 
 def gather(engine: Engine, state: CloneState, who: container.Identity, *, images: bool) -> Found:
-    """Find it. Images are those that this clone's build records name; nobody else's are among them."""
+    """Find it. Images are those that this clone's build records name, what `verify` kept too; nobody else's."""
     import docker.errors
 
     containers = tuple(str(found["Names"][0]).lstrip("/") for found in container.mine(engine, who, state.clone))

@@ -116,7 +116,9 @@ def examine(state: CloneState, variant: Variant) -> list[Finding]:
     found = judge_engine(facts)
     live = Engine(facts) if facts.info and engines.is_local(facts.endpoint) else None
     where = live.data_root if live else None
-    image_there = live is not None and any(live.image(str(record["image"])) for record in state.records())
+    image_there = live is not None and any(
+        live.image(str(record["image"])) for record in state.records() if "foundation" in record
+    )
     free = shutil.disk_usage(where).free if where else None
     if live:
         found.append(judge_disk(free, str(where), variant, image_there=image_there))

@@ -333,7 +333,7 @@ def _record(state: CloneState, built: Built, wanted: BuildPlan, sources: Sources
 
 def foundation(root: Path, variant: Variant) -> str:
     """Digest of what decides the large layers: while it is the same, a rebuild takes little disk."""
-    names = ("common.sh", "packages.txt", "system.sh", "uv.sh", "wheels.sh")
+    names = ("bytecode.py", "common.sh", "packages.txt", "system.sh", "uv.sh", "wheels.sh")
     files = [root / "docker/layers" / name for name in names] + [root / "docker/locks/uv.txt"]
     wheels = [root / "docker/locks" / variant.name / f"{layer}.txt" for layer in ("cuda", "torch")]
     files += [path for path in wheels if path.is_file()] + sorted((root / debian.FOLDER).glob("*.txt"))

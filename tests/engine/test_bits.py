@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,16 +50,37 @@ class Second:
 
 
 @pytest.fixture
-def second(tmp_path: Path) -> Iterator[Second]:
+def room() -> Iterator[Path]:
+    """A folder that every user can reach, with a short path: containerd's sockets have no room for pytest's."""
+    folder = Path(tempfile.mkdtemp(prefix="td-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for path in sorted((path for path in mounted if path.startswith(f"{folder}/")), reverse=True):
+        subprocess.run(["umount", path], check=True)  # what an engine that was stopped leaves
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bridge(engine: Engine) -> Iterator[str]:
+    """A bridge for a second engine, made by the first: without one, or with `--bridge=none`, it would touch docker0."""
+    options = {"com.docker.network.bridge.name": "td-second"}
+    network = engine.client.networks.create("torchdock-second", driver="bridge", options=options)
+    yield options["com.docker.network.bridge.name"]
+    network.remove()
+
+
+@pytest.fixture
+def second(room: Path, bridge: str) -> Iterator[Second]:
     """A second dockerd with a data folder of its own, empty caches, and a socket that everybody may use."""
     dockerd = shutil.which("dockerd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     assert dockerd is not None, "these tests need Docker Engine on this machine, as `make up` installs it"
-    folder = tmp_path / "engine"
+    folder = room / "engine"
     folder.mkdir()
     socket = folder / "docker.sock"
     words = [dockerd, "--data-root", str(folder / "data"), "--exec-root", str(folder / "run")]
     words += ["--pidfile", str(folder / "pid"), "--host", f"unix://{socket}"]
-    words += ["--bridge=none", "--iptables=false", "--ip6tables=false"]  # the first engine's stay as they are
+    words += [f"--bridge={bridge}", "--iptables=false", "--ip6tables=false"]  # the first engine's stay as they are
     with (folder / "log").open("w") as log:
         child = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     client = None
@@ -69,18 +91,15 @@ def second(tmp_path: Path) -> Iterator[Second]:
         except docker.errors.DockerException:
             assert child.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
             time.sleep(0.1)
-    for path in (folder, tmp_path, tmp_path.parent, tmp_path.parent.parent):  # pytest's own are private to one user
-        path.chmod(0o755)
     socket.chmod(0o666)
     yield Second(f"unix://{socket}", client)
     client.close()
     child.send_signal(signal.SIGTERM)
     child.wait(timeout=60)
-    shutil.rmtree(folder)
 
 
 def test_another_engine_user_and_mirrors(
-    second: Second, image: dict[str, Any], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    second: Second, image: dict[str, Any], engine: Engine, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second engine with empty caches; the base made there; a user who is not root; Debian and Python mirrors."""
     record = next(
@@ -103,9 +122,9 @@ def test_another_engine_user_and_mirrors(
             bootstrap_there(record["base"])
             assert second.client.images.get(record["base"]).id == engine.client.images.get(record["base"]).id
 
-        clone = copy_tree(tmp_path / "clone")
+        clone = copy_tree(room / "clone")
         (clone / ".venv").unlink()
-        home = tmp_path / "home"
+        home = room / "home"
         home.mkdir()
         for path in (clone, *clone.rglob("*"), home):
             os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)

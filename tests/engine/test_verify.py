@@ -8,16 +8,15 @@ import subprocess
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import docker.errors
 import pytest
 
 from tests.engine.conftest import Invoke
 from torchdock import verify
 from torchdock.console import Reporter
+from torchdock.difference import MEANINGS
 from torchdock.engine import Engine
 from torchdock.errors import InputError
 from torchdock.state import CloneState
@@ -221,7 +220,7 @@ touch -d "@$SOURCE_DATE_EPOCH" /opt/made/one /opt/made/two /opt/made /opt /run /
 
 
 @pytest.fixture
-def small(invoke: Invoke, clone: Path, engine: Engine) -> Iterator[Callable[..., Path]]:
+def small(invoke: Invoke, clone: Path) -> Callable[..., Path]:
     """A clone that builds a small image, by a script with one fault."""
 
     def faulty(first: str = "", then: str = "") -> Path:
@@ -236,10 +235,7 @@ def small(invoke: Invoke, clone: Path, engine: Engine) -> Iterator[Callable[...,
         script.write_text(SCRIPT.format(first=first, then=then, unique=unique))
         return clone
 
-    yield faulty
-    for record in CloneState(clone).records():
-        with suppress(docker.errors.ImageNotFound):
-            engine.client.images.remove(f"torchdock/verify:{record['image'].rpartition(':')[2]}", force=True)
+    return faulty
 
 
 def test_a_build_is_made_twice_and_is_the_same_to_the_bit(
@@ -274,6 +270,7 @@ def test_a_fault_of_a_build_is_named_and_nothing_else(
     invoke: Invoke,
     small: Callable[..., Path],
     engine: Engine,
+    clone: Path,
     fault: dict[str, str],
     file: str,
     what: str,
@@ -290,8 +287,9 @@ def test_a_fault_of_a_build_is_named_and_nothing_else(
     assert difference["first"] != difference["second"]
     assert document["config"] == []
     assert engine.image(document["second"]) is not None  # to look into
+    assert document["second"] in {record["image"] for record in CloneState(clone).records()}  # `clean` knows it
     assert f"`docker image rm {document['second']}` removes it" in done.stderr
-    assert f"{verify.MEANINGS[what]}." in done.stderr
+    assert f"{MEANINGS[what]}." in done.stderr
 
 
 @pytest.mark.slow  # all of the large image is read

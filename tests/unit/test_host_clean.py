@@ -6,9 +6,9 @@ from typing import Any
 
 import docker.errors
 import pytest
-from given import ANNA, TableEngine
+from given import ANNA, ROOT, TableEngine
 
-from torchdock import clean
+from torchdock import clean, variants, verify
 from torchdock.state import CloneState
 
 
@@ -39,9 +39,10 @@ def state(tmp_path: Path) -> CloneState:
     return found
 
 
-def host(state: CloneState, *used: str) -> TableEngine:
+def host(state: CloneState, *used: str, there: "tuple[str, ...]" = ()) -> TableEngine:
     labels = {"dev.torchdock.user": "1000", "dev.torchdock.clone": state.clone}
     images = ["torchdock/cu130:1", "torchdock/base:1", "torchdock/cu130:somebody-elses", "docker.io/library/debian"]
+    images += there
     engine = TableEngine(
         cli="/bin/true",
         images=images,
@@ -66,6 +67,17 @@ def test_images_are_those_that_this_clone_built_and_that_are_there(state: CloneS
     found = clean.gather(host(state), state, ANNA, images=True)
     assert found.images == ("torchdock/cu130:1", "torchdock/base:1")
     assert found.volumes == ("torchdock-cache-1000",)
+
+
+@pytest.mark.parametrize("tag", ["torchdock/verify:1", "torchdock/verify:base-1"])
+def test_an_image_that_verify_kept_is_this_clones(state: CloneState, tag: str) -> None:
+    verify._record(state, variants.get(ROOT, "cu130"), tag)
+    engine = host(state, there=(tag, "torchdock/verify:somebody-elses"))
+    found = clean.gather(engine, state, ANNA, images=True)
+    assert found.images == ("torchdock/cu130:1", "torchdock/base:1", tag)
+    clean.remove(engine, state, found)
+    assert tag not in engine.client.images.there and "torchdock/verify:somebody-elses" in engine.client.images.there
+    assert tag not in clean.gather(host(state), state, ANNA, images=True).images  # the record stays, the image is gone
 
 
 def test_a_host_without_the_cache_volume_is_fine(state: CloneState) -> None:

@@ -1,10 +1,7 @@
-"""Two images compared to the bit: what is read of them, what is named, and what a person reads."""
+"""Two images of an engine compared to the bit: what docker is asked for, what a person reads, and what is kept."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import json
 import os
 import signal
@@ -13,589 +10,19 @@ import sys
 import tarfile
 import time
 from collections import namedtuple
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from given import ROOT, TableEngine, program
+from tars import DIFF_IDS, HISTORY, LAYERS, STORED, blob, config, digest, member, oci, saved, tar
 
-from torchdock import base, image, variants, verify
+from torchdock import base, difference, image, variants, verify
 from torchdock.console import Reporter
+from torchdock.difference import Comparison
 from torchdock.engine import ImageFacts
 from torchdock.errors import InputError, TorchdockError
 from torchdock.state import CloneState
-from torchdock.verify import Comparison, ConfigDifference, Entry, FileDifference, Layer, SavedImage
-
-EPOCH = 1791158400  # 2026-10-05T00:00:00Z
-
-
-def member(name: str, content: bytes = b"", **different: Any) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = len(content), EPOCH, 0o644
-    for key, value in different.items():
-        setattr(info, key, value)
-    return info, content
-
-
-def tar(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
-    with io.BytesIO() as buffer:
-        with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
-            for info, content in members:
-                archive.addfile(info, io.BytesIO(content))
-        return buffer.getvalue()
-
-
-# A layer as BuildKit writes them: a file, a folder, a link, a device.
-def usual(**different: Any) -> list[tuple[tarfile.TarInfo, bytes]]:
-    members = {
-        "etc": member("etc", type=tarfile.DIRTYPE, mode=0o755),
-        "etc/hosts": member("etc/hosts", b"127.0.0.1 localhost\n"),
-        "etc/issue": member("etc/issue", b"Debian\n"),
-        "etc/link": member("etc/link", type=tarfile.SYMTYPE, linkname="hosts"),
-        "etc/same": member("etc/same", type=tarfile.LNKTYPE, linkname="etc/hosts"),
-        "etc/null": member("etc/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
-    }
-    return list((members | different).values())
-
-
-def layer(*members: tuple[tarfile.TarInfo, bytes]) -> Layer:
-    return verify.read_layer(io.BytesIO(tar(*members)))
-
-
-def compared(different: tuple[tarfile.TarInfo, bytes]) -> list[FileDifference]:
-    other = usual(**{different[0].name: different})
-    return verify.compare_layers(layer(*usual()).entries, layer(*other).entries)
-
-
-# --- layers ---
-
-
-def test_an_entry_holds_everything_but_the_content() -> None:
-    pax = {"SCHILY.xattr.security.capability": "\x01", "mtime": f"{EPOCH}.123456789", "comment": "hello"}
-    info = member("opt/x", b"abc", mode=0o4755, uid=7, gid=8, uname="u", gname="g", pax_headers=pax)
-    assert layer(info).entries == (
-        Entry(
-            path="opt/x",
-            type="file",
-            mode=0o4755,
-            uid=7,
-            gid=8,
-            uname="u",
-            gname="g",
-            size=3,
-            mtime=EPOCH * 10**9 + 123456789,
-            xattrs=(("SCHILY.xattr.security.capability", "\x01"),),
-            extended=(("comment", "hello"),),
-            sha256=hashlib.sha256(b"abc").hexdigest(),
-        ),
-    )
-
-
-def test_devices_have_their_numbers() -> None:
-    for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
-        assert layer(member("dev/x", type=kind, devmajor=7, devminor=8)).entries[0].device == (7, 8)
-
-
-def test_the_digest_of_a_layer_is_that_of_all_its_bytes() -> None:
-    for size in (0, 1, 511, 512, 513, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_000_000):
-        data = tar(member("before", b"x" * size), member("a/" + "long" * 60, b"y" * size), member("after", b"z"))
-        found = verify.read_layer(io.BytesIO(data))
-        assert found.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
-        assert [(entry.path[:6], entry.size) for entry in found.entries] == [
-            ("before", size),
-            ("a/long", size),
-            ("after", 1),
-        ]
-        assert found.entries[1].sha256 == hashlib.sha256(b"y" * size).hexdigest()
-        assert not found.trailing
-
-
-def test_a_compressed_layer_is_known_by_what_is_in_it() -> None:
-    data = tar(*usual())
-    assert verify.read_layer(io.BytesIO(gzip.compress(data))) == verify.read_layer(io.BytesIO(data))
-
-
-def test_an_empty_layer_has_no_entries() -> None:
-    assert verify.read_layer(io.BytesIO(bytes(1024))).entries == ()
-
-
-def test_a_source_that_gives_little_at_a_time_is_read_as_well() -> None:
-    class Slow(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            return super().read(min(size or 1, 7))
-
-    data = tar(*usual(), member("big", b"b" * 5000))
-    assert verify.read_layer(Slow(data)) == verify.read_layer(io.BytesIO(data))
-
-
-def test_sparse_files_and_old_formats_are_read() -> None:
-    for form in (tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
-        assert verify.read_layer(io.BytesIO(tar(*usual(), form=form))).entries == layer(*usual()).entries
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"", "A layer cannot be read as a tar"),
-        (b"no tar at all" * 100, "A layer cannot be read as a tar"),
-        (gzip.compress(tar(member("a", b"a" * 5000)))[:60], "A layer cannot be read as a tar"),
-        (b"\x28\xb5\x2f\xfd" + bytes(100), "compressed with zstd"),
-    ],
-    ids=["empty", "text", "cut off", "zstd"],
-)
-def test_what_is_no_layer_is_refused(data: bytes, said: str) -> None:
-    with pytest.raises(TorchdockError, match=said):
-        verify.read_layer(io.BytesIO(data))
-
-
-def test_equal_layers_have_no_differences() -> None:
-    assert verify.compare_layers(layer(*usual()).entries, layer(*usual()).entries) == []
-
-
-@pytest.mark.parametrize(
-    ("different", "what", "first", "second"),
-    [
-        (
-            member("etc/hosts", b"127.0.0.1 localhorst"),
-            ("content",),
-            "20 bytes, sha256 9bc9c0e5a2d0",
-            "20 bytes, sha256 ",
-        ),
-        (member("etc/issue", b"Debian\n", mtime=EPOCH + 1), ("time",), "2026-10-05T00:00:00Z", "2026-10-05T00:00:01Z"),
-        (
-            member("etc/issue", b"Debian\n", pax_headers={"mtime": f"{EPOCH}.5"}),
-            ("time",),
-            "2026-10-05T00:00:00Z",
-            "2026-10-05T00:00:00.5Z",
-        ),
-        (member("etc/issue", b"Debian\n", mode=0o600), ("mode",), "0644", "0600"),
-        (member("etc", type=tarfile.DIRTYPE, mode=0o1755), ("mode",), "0755", "1755"),
-        (member("etc/issue", b"Debian\n", uid=1000), ("owner",), "0:0", "1000:0"),
-        (member("etc/issue", b"Debian\n", gid=5), ("owner",), "0:0", "0:5"),
-        (member("etc/issue", b"Debian\n", uname="root"), ("owner",), "0:0", "0:0 (root:)"),
-        (member("etc/link", type=tarfile.SYMTYPE, linkname="issue"), ("link",), "hosts", "issue"),
-        (member("etc/same", type=tarfile.LNKTYPE, linkname="etc/issue"), ("link",), "etc/hosts", "etc/issue"),
-        (member("etc/null", type=tarfile.CHRTYPE, devmajor=1, devminor=5), ("device",), "1:3", "1:5"),
-        (
-            member("etc/null", type=tarfile.BLKTYPE, devmajor=1, devminor=3),
-            ("type",),
-            "character device",
-            "block device",
-        ),
-        (member("etc/issue", type=tarfile.SYMTYPE, linkname="hosts"), ("type",), "file", "symbolic link"),
-        (
-            member("etc/issue", b"Debian\n", pax_headers={"SCHILY.xattr.user.a": "b"}),
-            ("xattrs",),
-            "none",
-            "SCHILY.xattr.user.a=" + hashlib.sha256(b"b").hexdigest()[:12],
-        ),
-        (
-            member("etc/issue", b"Debian\n", pax_headers={"atime": "1"}),
-            ("header",),
-            "none",
-            "atime=" + hashlib.sha256(b"1").hexdigest()[:12],
-        ),
-        (
-            member("etc/issue", b"debian!\n", mode=0o600, mtime=0),
-            ("content", "mode", "time"),
-            f"7 bytes, sha256 {hashlib.sha256(b'Debian' + bytes([10])).hexdigest()[:12]}, 0644, 2026-10-05T00:00:00Z",
-            f"8 bytes, sha256 {hashlib.sha256(b'debian!' + bytes([10])).hexdigest()[:12]}, 0600, 1970-01-01T00:00:00Z",
-        ),
-    ],
-    ids=lambda given: None,
-)
-def test_one_changed_thing_is_the_one_difference(
-    different: tuple[tarfile.TarInfo, bytes], what: tuple[str, ...], first: str, second: str
-) -> None:
-    if different[0].name == "etc/hosts":  # the digests of the two contents
-        first = f"20 bytes, sha256 {hashlib.sha256(b'127.0.0.1 localhost' + bytes([10])).hexdigest()[:12]}"
-        second = f"20 bytes, sha256 {hashlib.sha256(different[1]).hexdigest()[:12]}"
-    assert compared(different) == [FileDifference(different[0].name, what, first, second)]
-
-
-def test_every_kind_of_difference_has_a_meaning() -> None:
-    kinds = {"order", "only in first", "only in second", *verify._values(Entry("a", "file"))}
-    assert kinds == set(verify.MEANINGS)
-
-
-def test_a_file_of_one_side_only_is_named() -> None:
-    more = [*usual(), member("tmp/log", b"x")]
-    one, two = layer(*usual()).entries, layer(*more).entries
-    whole = f"file, 1 bytes, sha256 {hashlib.sha256(b'x').hexdigest()[:12]}"
-    assert verify.compare_layers(one, two) == [FileDifference("tmp/log", ("only in second",), "", whole)]
-    assert verify.compare_layers(two, one) == [FileDifference("tmp/log", ("only in first",), whole, "")]
-
-
-def test_a_path_that_stands_twice_is_compared_twice() -> None:
-    one = layer(member("a", b"1"), member("a", b"2"))
-    two = layer(member("a", b"1"), member("a", b"3"))
-    assert [found.what for found in verify.compare_layers(one.entries, two.entries)] == [("content",)]
-    assert [found.what for found in verify.compare_layers(one.entries, one.entries[:1])] == [("only in first",)]
-
-
-def test_order_is_a_difference_if_it_is_the_only_one() -> None:
-    one, two = layer(*usual()).entries, layer(*reversed(usual())).entries
-    assert verify.compare_layers(one, two) == [FileDifference("etc", ("order",), "etc", "etc/null")]
-    changed = tuple(replace(entry, mode=0o600) if entry.path == "etc/issue" else entry for entry in two)
-    assert [found.what for found in verify.compare_layers(one, changed)] == [("mode",)]
-
-
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        ("", 5 * 10**9),
-        ("1.5", 1_500_000_000),
-        ("1.0000000019", 1_000_000_001),
-        ("-1.25", -1_250_000_000),
-        ("nan", 5 * 10**9),
-        ("1e999999999", 5 * 10**9),
-    ],
-)
-def test_times_are_exact_to_the_nanosecond(record: str, expected: int) -> None:
-    assert verify._nanoseconds(record, 5.9) == expected
-
-
-def test_a_time_that_no_calendar_has_is_a_number() -> None:
-    assert verify._time(10**30) == f"@{10**21}.000000000"
-    assert verify._time(-1) == "1969-12-31T23:59:59.999999999Z"
-
-
-# --- configurations ---
-
-HISTORY = [
-    {"created": "2026-10-05T00:00:00Z", "created_by": "ADD rootfs.tar / # buildkit"},
-    {"created_by": 'CMD ["bash"]', "empty_layer": True},
-    {"created_by": "ARG SOURCE_DATE_EPOCH=1791158400", "empty_layer": True},
-    {"created_by": 'RUN |2 DEBIAN=locked SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/system.sh "$DEBIAN" # buildkit'},
-    {"created_by": "ARG VARIANT=cu130", "empty_layer": True},
-    {"created_by": "RUN |2 VARIANT=cu130 /bin/sh -c sh /run/wheels.sh cuda /run/lock.txt # buildkit"},
-    {"created_by": "RUN |2 VARIANT=cu130 SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/wheels.sh torch # buildkit"},
-    {"created_by": "RUN |2 VARIANT=cu130 SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/wheels.sh tools"},
-    {"created_by": "LABEL dev.torchdock.variant=cu130", "empty_layer": True},
-    {"created_by": "ENV PATH=/opt/venv/bin LANG=C.UTF-8", "empty_layer": True},
-    {"created_by": "WORKDIR /workspace"},
-    {"created_by": "RUN |2 VARIANT=cu130 /bin/sh -c sh /run/clone/docker/layers/suite.sh /run/clone cu130 # buildkit"},
-    {"created_by": 'ENTRYPOINT ["/usr/bin/tini"]', "empty_layer": True},
-]
-NAMES = ["base", "system", "cuda", "torch", "tools", "layer 6", "suite"]
-Steps = Sequence["dict[str, Any]"]
-
-
-def names(history: Steps, count: int) -> list[str]:
-    return [found.name for found in verify.name_layers(history, count)]
-
-
-def test_layers_are_named_for_their_steps() -> None:
-    assert names(HISTORY, 7) == NAMES
-    named = verify.name_layers(HISTORY, 7)
-    assert (named[0].step, named[5].step) == ("ADD rootfs.tar /", "WORKDIR /workspace")
-
-
-def test_the_base_may_have_several_layers_and_run_steps() -> None:
-    base = [{"created_by": "# debian.sh --arch 'amd64'"}, {"created_by": "RUN /bin/sh -c apt-get update"}]
-    assert names([*base, *HISTORY[2:]], 8) == [
-        "base 1",
-        "base 2",
-        "system",
-        "cuda",
-        "torch",
-        "tools",
-        "layer 7",
-        "suite",
-    ]
-
-
-def test_no_name_is_given_twice() -> None:
-    step = {"created_by": "RUN /bin/sh -c sh /run/devel.sh # buildkit"}
-    assert names([*HISTORY, step, step], 9) == [*NAMES, "devel", "devel 2"]
-
-
-@pytest.mark.parametrize(
-    ("history", "count"),
-    [([], 2), (HISTORY, 6), (HISTORY, 8), ([{}, {"created_by": None}], 2), ([{"created_by": "COPY / /"}] * 2, 2)],
-    ids=["none", "too long", "too short", "nothing said", "not ours"],
-)
-def test_a_history_that_does_not_fit_names_nothing(history: Steps, count: int) -> None:
-    assert names(history, count) == [f"layer {number}" for number in range(1, count + 1)]
-
-
-def test_the_listing_of_the_engine_gives_the_same_names() -> None:
-    listing = [{"CreatedBy": entry["created_by"], "Size": 0} for entry in reversed(HISTORY)]
-    assert [found.name for found in verify._name_by_listing(listing, 7)] == NAMES
-    # A WORKDIR that was there already makes no layer.
-    assert [found.name for found in verify._name_by_listing(listing, 6)] == [*NAMES[:5], "suite"]
-    old = [{"CreatedBy": '/bin/sh -c #(nop)  CMD ["bash"]'}, {"CreatedBy": "/bin/sh -c #(nop) ADD file:1 in / "}]
-    assert [found.step for found in verify._name_by_listing(old, 1)] == ["/bin/sh -c #(nop) ADD file:1 in /"]
-    assert [found.name for found in verify._name_by_listing(listing, 3)] == ["layer 1", "layer 2", "layer 3"]
-
-
-def config(*diff_ids: str, **different: Any) -> dict[str, Any]:
-    usual = {
-        "architecture": "amd64",
-        "config": {
-            "Env": ["PATH=/opt/venv/bin:/bin", "LANG=C.UTF-8"],
-            "Cmd": ["bash"],
-            "Labels": {"dev.torchdock.variant": "cu130"},
-        },
-        "created": "2026-10-05T00:00:00Z",
-        "history": HISTORY,
-        "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
-    }
-    return {**usual, **different}
-
-
-def test_equal_configurations_have_no_differences() -> None:
-    assert verify.compare_config(config("sha256:1"), config("sha256:2")) == []  # layers are compared themselves
-
-
-@pytest.mark.parametrize(
-    ("different", "expected"),
-    [
-        ({"created": "now"}, [("created", '"2026-10-05T00:00:00Z"', '"now"')]),
-        ({"os": None}, [("os", '"linux"', "null")]),
-        ({"variant": "v2"}, [("variant", None, '"v2"')]),
-        (
-            {"history": [*HISTORY[:10], {"created_by": "WORKDIR /"}, *HISTORY[11:]]},
-            [("history[10].created_by", '"WORKDIR /workspace"', '"WORKDIR /"')],
-        ),
-        (
-            {"history": HISTORY[:-1]},
-            [
-                ("history[12].created_by", json.dumps(HISTORY[-1]["created_by"]), None),
-                ("history[12].empty_layer", "true", None),
-            ],
-        ),
-    ],
-    ids=["created", "null", "added", "history", "shorter history"],
-)
-def test_a_changed_value_is_named(different: dict[str, Any], expected: list[Any]) -> None:
-    found = verify.compare_config(config(), config(**different))
-    assert found == [ConfigDifference(*one) for one in expected]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("Labels", {}, [("config.Labels", None, "{}"), ("config.Labels.dev.torchdock.variant", '"cu130"', None)]),
-        ("Labels", {"dev.torchdock.variant": "cpu"}, [("config.Labels.dev.torchdock.variant", '"cu130"', '"cpu"')]),
-        ("Cmd", ["sh"], [("config.Cmd", '["bash"]', '["sh"]')]),
-        ("Entrypoint", ["/tini"], [("config.Entrypoint", None, '["/tini"]')]),
-        ("Env", ["PATH=/bin", "LANG=C.UTF-8"], [("config.Env[PATH]", '"/opt/venv/bin:/bin"', '"/bin"')]),
-        (
-            "Env",
-            ["LANG=C.UTF-8", "PATH=/opt/venv/bin:/bin"],
-            [("config.Env (order)", '["PATH", "LANG"]', '["LANG", "PATH"]')],
-        ),
-    ],
-)
-def test_a_changed_setting_is_named(key: str, value: Any, expected: list[Any]) -> None:
-    settings = {**config()["config"], key: value}
-    found = verify.compare_config(config(), config(config=settings))
-    assert found == [ConfigDifference(*one) for one in expected]
-
-
-def test_history_is_sorted_by_number() -> None:
-    empty = [{"created_by": "a"}] * 11
-    other = [{"created_by": "b"}] * 11
-    found = verify.compare_config({"history": empty}, {"history": other})
-    assert [one.key for one in found] == [f"history[{number}].created_by" for number in range(11)]
-
-
-def test_an_odd_environment_is_compared_as_it_is() -> None:
-    for value in (["A=1", "A=2"], [1], "A=1"):
-        found = verify.compare_config({"config": {"Env": []}}, {"config": {"Env": value}})
-        assert [(one.key, one.second) for one in found if one.key == "config.Env"] == [
-            ("config.Env", json.dumps(value))
-        ]
-
-
-# --- what `docker save` gives ---
-
-LAYERS = [tar(member(f"file{number}", bytes([number]) * 600)) for number in range(3)]
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-DIFF_IDS = [digest(data) for data in LAYERS]
-STORED = json.dumps(config(*DIFF_IDS)).encode()
-
-
-def blob(data: bytes) -> tuple[tarfile.TarInfo, bytes]:
-    return member(f"blobs/sha256/{hashlib.sha256(data).hexdigest()}", data)
-
-
-def oci(layers: Sequence[bytes] = LAYERS, stored: bytes = STORED, more: Sequence[bytes] = ()) -> bytes:
-    """Docker 25 and newer: blobs sorted by digest, the manifests last."""
-    blobs = sorted((blob(data) for data in (*layers, stored, *more)), key=lambda one: one[0].name)
-    manifest = [{"Config": blob(stored)[0].name, "RepoTags": None, "Layers": [blob(data)[0].name for data in layers]}]
-    folders = [member(name, type=tarfile.DIRTYPE) for name in ("blobs", "blobs/sha256")]
-    return tar(*folders, *blobs, member("index.json", b"{}"), member("manifest.json", json.dumps(manifest).encode()))
-
-
-def legacy() -> bytes:
-    """Docker 24 and older: a folder for each layer, a layer that was there already as a link."""
-    members = []
-    for number, data in enumerate(LAYERS):
-        members += [
-            member(f"{number:064x}", type=tarfile.DIRTYPE),
-            member(f"{number:064x}/VERSION", b"1.0"),
-            member(f"{number:064x}/json", b"{}"),
-            member(f"{number:064x}/layer.tar", data),
-        ]
-    members.append(member("f" * 64 + "/layer.tar", type=tarfile.SYMTYPE, linkname=f"../{0:064x}/layer.tar"))
-    name = f"{hashlib.sha256(STORED).hexdigest()}.json"
-    manifest = [{"Config": name, "RepoTags": ["a:b"], "Layers": [f"{number:064x}/layer.tar" for number in range(3)]}]
-    return tar(member(name, STORED), *members, member("manifest.json", json.dumps(manifest).encode()))
-
-
-def containerd() -> tuple[bytes, str]:
-    """The containerd store: layers compressed, the ID is that of the manifest; an attestation lies beside it."""
-    manifest = b'{"schemaVersion": 2}'
-    other = json.dumps(config("sha256:0")).encode()
-    stream = oci([gzip.compress(data, mtime=0) for data in LAYERS], more=[manifest, other])
-    return stream, digest(manifest)
-
-
-@pytest.mark.parametrize("stream", [(oci(), digest(STORED)), (legacy(), digest(STORED)), containerd()])
-@pytest.mark.parametrize("wanted", [[], [0], [2], [0, 1, 2]])
-def test_each_layout_gives_the_configuration_and_the_layers_that_were_asked_for(
-    stream: tuple[bytes, str], wanted: list[int]
-) -> None:
-    asked = {DIFF_IDS[number] for number in wanted}
-    read = verify.read_image(io.BytesIO(stream[0]), stream[1], DIFF_IDS, asked)
-    assert read.config == STORED
-    assert read.digest == digest(STORED)
-    assert {name: found.entries[0].path for name, found in read.layers.items()} == {
-        DIFF_IDS[number]: f"file{number}" for number in wanted
-    }
-
-
-def test_layers_that_nobody_asked_for_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 GB that are equal on both sides must not be hashed."""
-    read: list[str] = []
-    original = verify.read_layer
-
-    def count(source: verify.Readable) -> Layer:
-        found = original(source)
-        read.append(found.digest)
-        return found
-
-    monkeypatch.setattr(verify, "read_layer", count)
-    verify.read_image(io.BytesIO(oci()), digest(STORED), DIFF_IDS, {DIFF_IDS[1]})
-    assert read == [DIFF_IDS[1]]
-
-
-def test_it_stops_when_it_has_what_it_needs() -> None:
-    first = min((*LAYERS, STORED), key=lambda data: blob(data)[0].name)
-    stored = STORED
-    while blob(stored)[0].name > blob(first)[0].name:  # a configuration that sorts before all layers
-        stored += b" "
-    stream = io.BytesIO(oci(stored=stored))
-    verify.read_image(stream, digest(stored), DIFF_IDS, set())
-    assert stream.tell() < len(stream.getvalue()) / 2
-
-
-def test_a_layer_whose_name_lies_is_missing() -> None:
-    lie = (blob(LAYERS[0])[0], tar(member("other", bytes(600))))
-    stream = tar(lie, blob(STORED), member("manifest.json", b"[]"))
-    with pytest.raises(TorchdockError, match=rf"has not the layers {DIFF_IDS[0]}"):
-        verify.read_image(io.BytesIO(stream), digest(STORED), DIFF_IDS, {DIFF_IDS[0]})
-
-
-@pytest.mark.parametrize(
-    ("stream", "said"),
-    [
-        (b"", "cannot be read"),
-        (tar(), "has not a configuration"),
-        (tar(member("manifest.json", b"[")), "cannot be read"),
-        (tar(member("manifest.json", b"[" * 100_000)), "cannot be read"),
-        (tar(member("manifest.json", b'[{"Config": 1}, 2]')), "has not a configuration"),
-        (oci(stored=json.dumps(config("sha256:0")).encode()), "has not a configuration"),
-        (oci()[:3000], "unexpected end of data"),
-    ],
-    ids=["empty", "no members", "no JSON", "too deep", "odd", "other layers", "cut off"],
-)
-def test_what_is_no_image_is_refused(stream: bytes, said: str) -> None:
-    with pytest.raises(TorchdockError, match=said):
-        verify.read_image(io.BytesIO(stream), digest(STORED), DIFF_IDS, set())
-
-
-def test_documents_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "DOCUMENT_BYTES", len(STORED))
-    large = member("blobs/sha256/" + "0" * 64, b"{" + b" " * len(STORED) * 9)  # passed over, whatever it is
-    stream = tar(large, blob(STORED), member("manifest.json", b"[]"))
-    assert verify.read_image(io.BytesIO(stream), digest(STORED), DIFF_IDS, set()).config == STORED
-    many = tar(*[member(f"{number}.json", b" " * len(STORED)) for number in range(9)])
-    with pytest.raises(TorchdockError, match="too large"):
-        verify.read_image(io.BytesIO(many), digest(STORED), DIFF_IDS, set())
-
-
-# --- two images ---
-
-
-def saved(*layers: bytes, **different: Any) -> SavedImage:
-    diff_ids = [digest(data) for data in layers]
-    history = [{"created_by": "ADD rootfs.tar /"}, {"created_by": "RUN sh /run/system.sh"}, *HISTORY[5:8]]
-    stored = json.dumps(config(*diff_ids, **{"history": history[: len(layers)], **different})).encode()
-    return verify.read_image(io.BytesIO(oci(layers, stored)), digest(stored), diff_ids, set(diff_ids))
-
-
-def test_a_difference_is_told_by_layer() -> None:
-    changed = tar(member("file1", b"other"))
-    found = verify.compare("one", saved(*LAYERS), "two", saved(LAYERS[0], changed, LAYERS[2]))
-    assert not found.equal
-    assert [(one.name, one.equal) for one in found.layers] == [("base", True), ("system", False), ("cuda", True)]
-    assert [one.path for one in found.layers[1].differences] == ["file1"]
-    assert found.config == ()
-    document = json.loads(json.dumps(found.document()))
-    assert document["equal"] is False
-    assert document["layers"][1]["differences"][0]["what"] == ["content"]
-    assert document["layers"][1]["equal"] is False
-
-
-def test_a_layer_of_one_side_only_shows_its_files() -> None:
-    found = verify.compare("one", saved(*LAYERS[:2]), "two", saved(*LAYERS))
-    assert (found.layers[2].first, found.layers[2].second) == (None, DIFF_IDS[2])
-    assert [(one.path, one.what) for one in found.layers[2].differences] == [("file2", ("only in second",))]
-    assert [one.key for one in found.config] == ["history[2].created_by"]
-
-
-def test_equal_files_in_other_bytes_are_told_as_such() -> None:
-    members = [member("long/" * 30 + "name", b"x")]
-    one, two = tar(*members), tar(*members, form=tarfile.GNU_FORMAT)
-    found = verify.compare("one", saved(one), "two", saved(two))
-    assert (found.layers[0].equal, found.layers[0].differences, found.layers[0].note) == (False, (), verify.RAW)
-
-
-def test_data_behind_the_end_of_a_layer_is_told() -> None:
-    hidden = tar(member("a")) + tar(member("hidden", b"x")) + bytes(2 << 20)
-    found = verify.compare("one", saved(tar(member("a"))), "two", saved(hidden)).layers[0]
-    assert "the tar of the second goes on after what can be read" in found.note
-    broken = bytearray(tar(member("a"), member("b"), member("c", b"x")))
-    broken[512 + 148 : 512 + 156] = b"garbage!"  # the checksum of the second header: tarfile ends there in silence
-    found = verify.compare("one", saved(bytes(broken)), "two", saved(tar(member("a")))).layers[0]
-    assert "the tar of the first goes on" in found.note
-
-
-def test_the_same_values_in_other_bytes_are_told_as_such() -> None:
-    one = saved(*LAYERS)
-    two = replace(one, config=json.dumps(one.document, indent=1).encode())
-    found = verify.compare("one", one, "two", two)
-    assert not found.equal
-    assert (found.config, [layer.equal for layer in found.layers]) == ((), [True] * 3)
-    assert "the same values in other bytes" in found.notes[0]
-
-
-def test_a_layer_that_was_not_read_is_told() -> None:
-    one, two = saved(*LAYERS), saved(LAYERS[0], LAYERS[2], LAYERS[1])
-    found = verify.compare("one", replace(one, layers={}), "two", replace(two, layers={}))
-    assert [layer.note for layer in found.layers] == ["", *["its files were not looked into"] * 2]
-
 
 # --- what people read ---
 
@@ -608,7 +35,7 @@ def shown(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> str:
 def test_people_read_a_line_a_layer_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
     first = saved(LAYERS[0], tar(member("a", mode=0o600), member("b")), created="then")
     second = saved(LAYERS[0], tar(member("a"), member("b", mtime=0)), created="now")
-    text = shown(verify.compare("one", first, "two", second), capsys)
+    text = shown(difference.compare("one", first, "two", second), capsys)
     lines = [line.split() for line in text.splitlines()]
     assert lines[0] == ["base", "equal", DIFF_IDS[0][7:19]]
     assert lines[1][:2] == ["system", "differs"]
@@ -616,13 +43,13 @@ def test_people_read_a_line_a_layer_and_what_it_means(capsys: pytest.CaptureFixt
     assert ["system", "a", "mode", "0600", "0644"] in lines
     assert ["system", "b", "time", "2026-10-05T00:00:00Z", "1970-01-01T00:00:00Z"] in lines
     assert ["created", '"then"', '"now"'] in lines
-    assert f"{verify.MEANINGS['mode']}." in text and f"{verify.MEANINGS['time']}." in text
-    assert verify.MEANINGS["content"] not in text
+    assert f"{difference.MEANINGS['mode']}." in text and f"{difference.MEANINGS['time']}." in text
+    assert difference.MEANINGS["content"] not in text
 
 
 def test_only_so_many_files_are_printed_and_all_are_in_the_document(capsys: pytest.CaptureFixture[str]) -> None:
     many = tar(*[member(f"file-{number:03}") for number in range(100)])
-    comparison = verify.compare("one", saved(many), "two", saved(tar()))
+    comparison = difference.compare("one", saved(many), "two", saved(tar()))
     text = shown(comparison, capsys)
     assert "40 of the 100 differing files" in text
     assert "file-039" in text and "file-040" not in text
@@ -640,11 +67,11 @@ def test_nothing_of_an_image_reaches_the_terminal_as_it_is(capsys: pytest.Captur
         member("d", type=tarfile.SYMTYPE, linkname=evil),
     ]
     plain = [member(f"a{evil}", uid=1), member("c"), member("d", type=tarfile.SYMTYPE, linkname="e")]
-    text = shown(verify.compare("one", saved(tar(*files), **labels), "two", saved(tar(*plain))), capsys)
+    text = shown(difference.compare("one", saved(tar(*files), **labels), "two", saved(tar(*plain))), capsys)
     assert not {"\x1b", "\x07", "\u202e", "\x9b", "\udc80"} & set(text)
     assert "\\x1b[2J\\x07\\u202e\\x9b\\n\\udc80[red]" in "".join(text.split())
     # The document goes through JSON, which escapes them.
-    assert "\x1b" not in json.dumps(verify.compare("one", saved(tar(*files), **labels), "two", saved()).document())
+    assert "\x1b" not in json.dumps(difference.compare("one", saved(tar(*files), **labels), "two", saved()).document())
 
 
 # --- the engine ---
@@ -766,6 +193,7 @@ def test_an_interrupt_ends_docker(tmp_path: Path) -> None:
 # --- a build, and the same build again ---
 
 USUAL = image.Wishes()
+
 VARIANT = variants.get(ROOT, "cu130")
 
 
@@ -787,6 +215,7 @@ def plan_of(tag: str, base: image.BaseChoice) -> image.BuildPlan:
 
 
 REGISTRY = image.BaseChoice("registry", "debian@sha256:1", "debian@sha256:1")
+
 MADE = image.BaseChoice("bootstrapped", "torchdock/base:2", "torchdock/base:2")
 
 
@@ -817,7 +246,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return inspected(name, id=engine.known[name].id, layers=engine.known[name].layers)
 
     def differ(one: str, two: str) -> Comparison:
-        layer = verify.LayerComparison("torch", "", "sha256:1", "sha256:2")
+        layer = difference.LayerComparison("torch", "", "sha256:1", "sha256:2")
         return Comparison(one, two, engine.known[one].id, engine.known[two].id, (layer,))
 
     def compare(eng: Any, one: str, two: str, reporter: Any) -> Comparison:
@@ -844,6 +273,7 @@ def run(builds: dict[str, Any], plan: verify.Plan) -> Comparison:
 
 
 SOURCES: Any = None
+
 HAVE = ImageFacts("sha256:same", ("sha256:0",), 1)
 
 
@@ -887,6 +317,48 @@ def test_a_second_build_that_differs_is_kept_and_named(
     assert run(builds, verify.plan(builds["engine"], builds["state"], VARIANT, SOURCES)).equal
     assert builds["removed"] == ["torchdock/verify:aaa"] * 2  # before the build and after it
     assert set(builds["engine"].known) == {"torchdock/cu130:aaa"}
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_second_build_that_is_kept_is_recorded_for_clean(builds: dict[str, Any], base: bool) -> None:
+    engine, state = builds["engine"], builds["state"]
+    engine.known |= {"torchdock/base:2": HAVE, "torchdock/cu130:bbb": HAVE}
+    plan = (verify.plan_base if base else verify.plan)(engine, state, VARIANT, SOURCES)
+    assert run(builds, plan).equal
+    assert state.records() == []
+    builds["again"] = "sha256:other"
+    for _ in range(2):  # the same image again is the same record
+        assert not run(builds, plan).equal
+        (record,) = state.records()
+        assert record.keys() == {"image", "variant", "when"}
+        kept = "torchdock/verify:base-2" if base else "torchdock/verify:bbb"
+        assert (record["image"], record["variant"]) == (kept, "cu130")
+        assert kept in engine.known
+
+
+def test_somebody_elses_image_that_differs_is_not_recorded(builds: dict[str, Any]) -> None:
+    builds["engine"].known |= {"torchdock/cu130:bbb": HAVE, "theirs:1": ImageFacts("sha256:other", ("sha256:0",), 1)}
+    plan = verify.plan(builds["engine"], builds["state"], VARIANT, SOURCES, other="theirs:1")
+    assert not run(builds, plan).equal
+    assert builds["state"].records() == []
+
+
+def test_a_kept_second_build_saves_no_build_its_disk(
+    builds: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor is it taken for this lock's image."""
+    engine, state = builds["engine"], builds["state"]
+    builds["again"] = "sha256:other"
+    engine.known["torchdock/cu130:bbb"] = HAVE
+    run(builds, verify.plan(engine, state, VARIANT, SOURCES))
+    assert engine.known.pop("torchdock/cu130:bbb") and "torchdock/verify:bbb" in engine.known
+    assert image.find(engine, state, image.plans(ROOT, VARIANT, engine, SOURCES)) is None
+    state.root = ROOT  # what a build is made from; the records stay where they are
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free=VARIANT.build_bytes - 1))
+    monkeypatch.setattr(BuildingEngine, "data_root", tmp_path)
+    with pytest.raises(TorchdockError, match="Building cu130 needs"):
+        image.check_disk(engine, state, VARIANT)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), TorchdockError("no")])
