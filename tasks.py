@@ -236,7 +236,7 @@ def _choose(
 
     ``thrifty``: the image of the second best will do as well.
     """
-    from torchdock import choice, image
+    from torchdock import choice, devel, image
     from torchdock import sources as origins
     from torchdock.variants import torch_index
 
@@ -253,7 +253,10 @@ def _choose(
             return False
         return image.find(engine, _state(), image.plans(ROOT, variant, engine, sources, wanted)) is not None
 
-    return choice.decide(**wish, reaches=reaches, built=built, thrifty=thrifty)
+    chosen = choice.decide(**wish, reaches=reaches, built=built, thrifty=thrifty)
+    if wanted.target == image.DEVEL:
+        devel.check(ROOT, chosen.variant, wish["host"].architecture)
+    return chosen
 
 
 def _tell(reporter: Reporter, choice: Choice, *, reason: bool = True) -> None:
@@ -320,11 +323,18 @@ def _folder(workspace: str | None) -> Path:
     return ROOT if workspace is None else Path(workspace)
 
 
-def _planned_image(engine: Engine, variant: Variant, sources: Sources) -> str:
+def _wishes(devel: bool, **more: bool) -> Wishes:
+    """How the image is wanted."""
+    from torchdock import image
+
+    return image.Wishes(image.DEVEL if devel else image.ENVIRONMENT, **more)
+
+
+def _planned_image(engine: Engine, choice: Choice, sources: Sources, wishes: Wishes) -> str:
     """The name of the image for ``--dry-run``: the one that is there, else the one that would be built."""
     from torchdock import image
 
-    candidates = image.plans(ROOT, variant, engine, sources)
+    candidates = image.plans(ROOT, choice.variant, engine, sources, wishes)
     found = image.find(engine, _state(), candidates)
     return found.image if found else candidates[0].tag
 
@@ -379,7 +389,6 @@ def build(
 ) -> None:
     """Build the image for this host, or find the one that is there."""
     with _running(json) as reporter:
-        from torchdock import devel as compiler
         from torchdock import image, provision, sources
         from torchdock.errors import TorchdockError
 
@@ -388,14 +397,11 @@ def build(
         engine = provision.ensure(reporter, dry_run=dry_run)
         if engine is None:
             return reporter.document({"dry_run": True, "argv": []})
-        target = image.DEVEL if devel else image.ENVIRONMENT
-        wishes = image.Wishes(target, no_cache=no_cache, locked=locked, offline=offline)
+        wishes = _wishes(devel, no_cache=no_cache, locked=locked, offline=offline)
         choice = _choose(wish, given, engine, wishes, thrifty=offline and not locked)
         chosen = choice.variant
         # With --dry-run stdout is the command alone.
         _tell(type(reporter)(as_json=True) if dry_run else reporter, choice)
-        if devel:
-            compiler.check(ROOT, chosen, engine.architecture)
         if locked and choice.fallbacks:
             raise TorchdockError(
                 f"--locked refuses a fallback, and {choice.fallbacks[0]}. Mend that, or name the variant: "
@@ -411,10 +417,11 @@ def build(
         reporter.document({**built.document(), **_told(choice)})
 
 
-@task("variant", "gpus", "workspace", "json", "dry-run")
+@task("variant", "devel", "gpus", "workspace", "json", "dry-run")
 def up(
     _: Context,
     variant: str | None = None,
+    devel: bool = False,
     gpus: str | None = None,
     workspace: str | None = None,
     json: bool = False,
@@ -425,7 +432,8 @@ def up(
         from torchdock import container, provision, sources
         from torchdock.errors import TorchdockError
 
-        wish = _wish(variant, gpus=gpus, workspace=workspace)
+        wish = _wish(variant, devel=devel, gpus=gpus, workspace=workspace)
+        wishes = _wishes(devel)
         given = sources.gather()
         folder = _folder(workspace)
         if not os.path.isdir(folder):  # said before an engine is installed, with the identity that a launch will have
@@ -435,9 +443,9 @@ def up(
             if engine is None:
                 return reporter.document({"dry_run": True, "argv": []})
             who = container.identity(engine)
-            choice = _choose(wish, given, engine)
+            choice = _choose(wish, given, engine, wishes)
             _tell(type(reporter)(as_json=True), choice)  # stdout is the command alone
-            image = _planned_image(engine, choice.variant, given)
+            image = _planned_image(engine, choice, given, wishes)
             planned = _up_plan(engine, image, who, given, choice, gpus, container.check_workspace(folder, who))
             return _show(reporter, planned.argv, **_told(choice))
         with _state().exclusive(reporter):  # the second of two `make up` finds everything done, and checks it
@@ -445,9 +453,9 @@ def up(
             assert engine is not None
             who = container.identity(engine)
             folder = container.check_workspace(folder, who)
-            choice = _choose(wish, given, engine)
+            choice = _choose(wish, given, engine, wishes)
             _tell(reporter, choice)
-            built = _image(reporter, engine, choice, given)
+            built = _image(reporter, engine, choice, given, wishes)
             for fallback in built.fallbacks if not built.built else []:
                 reporter.fallback(fallback)
             plan = _up_plan(engine, built.image, who, given, choice, gpus, folder)
@@ -498,10 +506,11 @@ def down(_: Context, workspace: str | None = None, json: bool = False, dry_run: 
         reporter.document({"container": name, "stopped": there})
 
 
-@task("variant", "gpus", "workspace", "json", "dry-run")
+@task("variant", "devel", "gpus", "workspace", "json", "dry-run")
 def run(
     _: Context,
     variant: str | None = None,
+    devel: bool = False,
     gpus: str | None = None,
     workspace: str | None = None,
     json: bool = False,
@@ -514,13 +523,14 @@ def run(
         command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
         if not command:
             raise InputError("`invoke run` needs a command after two dashes: invoke run -- python train.py")
-        _attached(reporter, "run", command, variant, gpus, workspace, dry_run)
+        _attached(reporter, "run", command, variant, devel, gpus, workspace, dry_run)
 
 
-@task("variant", "gpus", "workspace", "json", "dry-run")
+@task("variant", "devel", "gpus", "workspace", "json", "dry-run")
 def shell(
     _: Context,
     variant: str | None = None,
+    devel: bool = False,
     gpus: str | None = None,
     workspace: str | None = None,
     json: bool = False,
@@ -535,8 +545,8 @@ def shell(
         folder = container.workspace_path(_folder(workspace))
         name = container.workspace_name(container.identity(engine), _state().clone, folder)
         found = container.find_up(engine, name)
-        if found is None or found["State"] != "running" or variant or gpus:
-            return _attached(reporter, "shell", ["bash"], variant, gpus, workspace, dry_run)
+        if found is None or found["State"] != "running" or variant or devel or gpus:
+            return _attached(reporter, "shell", ["bash"], variant, devel, gpus, workspace, dry_run)
         tty = sys.stdin.isatty() and sys.stdout.isatty() and not json
         if dry_run:
             return _show(reporter, container.exec_argv(name, ["bash"], tty=tty))
@@ -551,6 +561,7 @@ def _attached(
     role: str,
     command: list[str],
     variant: str | None,
+    devel: bool,
     gpus: str | None,
     workspace: str | None,
     dry_run: bool,
@@ -559,21 +570,22 @@ def _attached(
     from torchdock import container, sources
     from torchdock import engine as engines
 
-    wish = _wish(variant, gpus=gpus, workspace=workspace)
+    wish = _wish(variant, devel=devel, gpus=gpus, workspace=workspace)
+    wishes = _wishes(devel)
     given = sources.gather()
     engine = engines.require()
     who = container.identity(engine)
     folder = container.check_workspace(_folder(workspace), who)
     tty = sys.stdin.isatty() and sys.stdout.isatty() and not reporter.as_json
     options: dict[str, Any] = {"role": role, "command": command, "tty": tty}
-    choice = _choose(wish, given, engine, thrifty=True)
+    choice = _choose(wish, given, engine, wishes, thrifty=True)
     # A command's stdout is its own: what torchdock has to say goes to stderr.
     aside = type(reporter)(as_json=True)
     _tell(aside, choice, reason=False)
     if dry_run:
-        image = _planned_image(engine, choice.variant, given)
+        image = _planned_image(engine, choice, given, wishes)
         return _show(reporter, _launch(engine, image, who, given, _pick_gpus(choice, gpus), folder, **options).argv)
-    image = _image(aside, engine, choice, given).image
+    image = _image(aside, engine, choice, given, wishes).image
     plan = _launch(engine, image, who, given, _pick_gpus(choice, gpus), folder, **options)
     code = container.attached(engine, plan, stdout=2 if reporter.as_json else None)
     held = [gpu.uuid for gpu in plan.gpus]
@@ -583,6 +595,7 @@ def _attached(
 
 @task(
     "variant",
+    "devel",
     "gpus",
     "json",
     "dry-run",
@@ -594,6 +607,7 @@ def test(
     gpu: bool = False,
     quick: bool = False,
     variant: str | None = None,
+    devel: bool = False,
     gpus: str | None = None,
     json: bool = False,
     dry_run: bool = False,
@@ -608,7 +622,8 @@ def test(
         from torchdock import gpus as cards
         from torchdock.errors import TorchdockError
 
-        wish = _wish(variant, cuda=gpu, gpus=gpus)
+        wish = _wish(variant, cuda=gpu, devel=devel, gpus=gpus)
+        wishes = _wishes(devel)
         given = sources.gather()
         inventory = cards.gather()
         if gpu and not inventory.gpus:
@@ -617,7 +632,7 @@ def test(
                 "the NVIDIA driver (`invoke doctor` shows what was found), or test on the CPU without --gpu."
             )
         engine = engines.require()
-        choice = _choose(wish, given, engine, thrifty=True)
+        choice = _choose(wish, given, engine, wishes, thrifty=True)
         _tell(type(reporter)(as_json=True) if dry_run else reporter, choice, reason=False)
         chosen = _pick_gpus(choice, gpus)
         if gpu and gpus is None and not chosen:
@@ -628,16 +643,17 @@ def test(
         if not dry_run:
             report = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=_state().path("reports", stamp).parent))
         command = ["python", "-m", "torchdock.inside.check", "--json", "--report", "/report"]
-        command += [*(["--quick"] if quick else []), *(["--gpu"] if gpu or chosen else [])]
+        flags = {"--quick": quick, "--gpu": gpu or bool(chosen), "--devel": devel}
+        command += [flag for flag, wanted in flags.items() if wanted]
         options: dict[str, Any] = {
             "role": "test",
             "command": command,
             "mounts": container.mount(str(report), "/report"),
         }
         if dry_run:
-            image = _planned_image(engine, choice.variant, given)
+            image = _planned_image(engine, choice, given, wishes)
             return _show(reporter, _launch(engine, image, who, given, chosen, None, **options).argv)
-        image = _image(reporter, engine, choice, given).image
+        image = _image(reporter, engine, choice, given, wishes).image
         plan = _launch(engine, image, who, given, chosen, None, **options)
         with tempfile.TemporaryFile("w+") as output:
             code = container.attached(engine, plan, stdout=output.fileno())

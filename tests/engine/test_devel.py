@@ -65,6 +65,13 @@ def test_its_name_says_so(built: dict[str, Any]) -> None:
     assert built["target"] == "devel"
 
 
+@pytest.mark.usefixtures("built")
+def test_a_command_is_run_beside_the_compiler(invoke: Invoke) -> None:
+    done = invoke("run", "--variant", "cu130", "--devel", "--", "sh", "-c", 'nvcc --version && echo "$CUDA_HOME"')
+    assert done.returncode == 0, done.stderr
+    assert "release 13.0" in done.stdout and done.stdout.endswith("/opt/cuda\n")
+
+
 def test_it_proves_itself(engine: Engine, built: dict[str, Any]) -> None:
     """The whole suite and the compiler: an extension of C++ and CUDA is compiled and imported by an ordinary user."""
     done = launch(engine, built["image"], "python", "-m", "torchdock.inside.check", "--devel", "--json")

@@ -46,7 +46,8 @@ def test_the_help_of_a_task_shows_its_options() -> None:
     done = invoke("--help", "up")
     assert done.returncode == 0
     options = re.findall(r"^  (?:-(\w) STRING, )?--([\w-]+)(?:=STRING)?   +\S", done.stdout, re.M)
-    assert options == [("", "dry-run"), ("", "gpus"), ("", "json"), ("", "variant"), ("w", "workspace")]
+    names = ("devel", "dry-run", "gpus", "json", "variant")
+    assert options == [*(("", name) for name in names), ("w", "workspace")]
 
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"shell"}))
