@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import indexes
 from tests.engine.conftest import ROOT, Invoke, argv
 from torchdock import engine as engines
 
@@ -175,3 +176,38 @@ def test_a_wrong_ca_stops_a_build_before_it_starts(invoke: Invoke, tmp_path: Pat
     done = invoke("build", env={"SSL_CERT_FILE": str(tmp_path / "missing.pem")})
     assert done.returncode == 2
     assert "SSL_CERT_FILE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("expired", "token", "why", "remedy"),
+    [
+        (True, None, "TLS certificate has expired", "clock"),
+        (False, "anna:swordfish", "refuses the credentials (HTTP 401)", "Renew the token"),
+        (False, "anna:hunter2", "", ""),
+    ],
+    ids=["an expired certificate", "a token that is refused", "all is well"],
+)
+def test_the_doctor_tries_each_source_for_real(
+    invoke: Invoke, tmp_path: Path, expired: bool, token: str | None, why: str, remedy: str
+) -> None:
+    """An index with TLS of a private CA and a token, on the loopback, under all the names that sources have."""
+    authority, certificate = indexes.certificates(tmp_path, expired=expired)
+    with indexes.serve(token=token, certificate=certificate) as index:
+        index.wheel("simple", "iniconfig", "2.0.0")
+        index.wheel("whl/cpu", "torch", "2.14.1+cpu")
+        env = {
+            "SSL_CERT_FILE": str(authority),
+            "UV_DEFAULT_INDEX": index.url("simple", credentials="anna:hunter2"),
+            "TORCHDOCK_TORCH_INDEX": index.url("whl", credentials="anna:hunter2"),
+            "TORCHDOCK_APT_MIRROR": index.url("debian", credentials="anna:hunter2"),
+            "NO_PROXY": "localhost,127.0.0.1",
+        }
+        done = invoke("doctor", "--variant", "cpu", "--json", env=env)
+    found = {one["subject"]: one for one in json.loads(done.stdout)["findings"]}
+    for subject in ("Python packages", "torch wheels"):
+        assert found[subject]["severity"] == ("error" if why else "good"), found[subject]
+        assert why in found[subject]["seen"] and remedy in found[subject]["remedy"]
+    # This index is no Debian archive, and says so with 404 where nothing is wrong with TLS and the token.
+    assert (why or "answers HTTP 404") in found["Debian packages"]["seen"]
+    assert "UV_DEFAULT_INDEX at localhost" in found["Python packages"]["seen"]
+    assert not [word for word in ("hunter2", "swordfish") if word in done.stdout + done.stderr]
