@@ -164,6 +164,8 @@ def _image(reporter: Reporter, engine: Engine, choice: Choice, sources: Sources,
 
     state, variant = _state(), choice.variant
     wishes = wishes or image.Wishes()
+    for warning in image.check(ROOT, variant, engine.architecture, sources, wishes):
+        reporter.fallback(warning)
     candidates = image.plans(ROOT, variant, engine, sources, wishes)
     found = None if wishes.no_cache else image.find(engine, state, candidates[:1] if wishes.locked else candidates)
     if found is not None:
@@ -175,8 +177,10 @@ def _image(reporter: Reporter, engine: Engine, choice: Choice, sources: Sources,
     return built
 
 
-def _refresh_debian(reporter: Reporter, given: Sources, *, upgrade: bool) -> tuple[dict[Path, str | None], list[Any]]:
-    """Resolve the Debian packages in a container of the base; writes nothing."""
+def _refresh_debian(
+    reporter: Reporter, given: Sources, *, upgrade: bool, dry_run: bool
+) -> tuple[dict[Path, str | None], list[Any]]:
+    """Resolve the Debian packages in a container of the base; writes no lock. A dry run takes a base that is there."""
     from torchdock import base as bases
     from torchdock import debian, variants
     from torchdock import engine as engines
@@ -184,7 +188,12 @@ def _refresh_debian(reporter: Reporter, given: Sources, *, upgrade: bool) -> tup
     engine = engines.require()
     base = variants.get(ROOT, None).base
     choices = bases.choices(ROOT, base, engine.architecture, given)
-    chosen = bases.obtain(engine, ROOT, base, choices, given, reporter)
+    if dry_run:
+        there = next((choice for choice in choices if engine.image(choice.reference) is not None), None)
+        if there is None:
+            reporter.say("The Debian packages would be resolved in a container of the base, which is not here yet")
+            return {}, []
+    chosen = there if dry_run and there else bases.obtain(engine, ROOT, base, choices, given, reporter)
     with reporter.step("Resolving Debian packages"):
         return debian.refresh(engine, ROOT, chosen.reference, base.suite, given, upgrade=upgrade)
 
@@ -389,12 +398,14 @@ def build(
 ) -> None:
     """Build the image for this host, or find the one that is there."""
     with _running(json) as reporter:
+        from torchdock import engine as engines
         from torchdock import image, provision, sources
         from torchdock.errors import TorchdockError
 
         wish = _wish(variant, cuda=cuda, cpu=cpu, devel=devel)
         given = sources.gather()
-        engine = provision.ensure(reporter, dry_run=dry_run)
+        # --offline contacts nobody: not for an engine either.
+        engine = engines.require() if offline else provision.ensure(reporter, dry_run=dry_run)
         if engine is None:
             return reporter.document({"dry_run": True, "argv": []})
         wishes = _wishes(devel, no_cache=no_cache, locked=locked, offline=offline)
@@ -757,7 +768,7 @@ def lock(
             if not only_debian:
                 found = resolver.refresh(ROOT, given, reporter, variant=variant, upgrade=upgrade)
             if variant is None and (upgrade in (True, "debian") or debian.is_older(ROOT, suite)):
-                files, rows = _refresh_debian(reporter, given, upgrade=bool(upgrade))
+                files, rows = _refresh_debian(reporter, given, upgrade=upgrade in (True, "debian"), dry_run=dry_run)
                 found.files.update(files)
                 found.differences["Debian"] = rows
             if not dry_run:
@@ -802,6 +813,8 @@ def verify(
         from torchdock import verify as verifying
         from torchdock.errors import InputError
 
+        if image is None and "--" in sys.argv:
+            image = next(iter(sys.argv[sys.argv.index("--") + 1 :]), None)
         if base and image is not None:
             raise InputError(f"--base is about the base of this host, and {image} has its own: leave one of them.")
         wish = _wish(variant) if image is None else {}

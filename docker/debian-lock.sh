@@ -26,15 +26,18 @@ index() {
 index >/tmp/index
 
 # What is locked stays, as long as somebody carries it: the mirror, else the snapshot it was locked from.
+kept=
 : >/tmp/apt/pins
 if [ -s /run/old.txt ]; then
     awk 'NR == FNR { there[$1 " " $2]; next } !/^#/ && !(($2 " " $3) in there)' /tmp/index /run/old.txt >/tmp/dropped
     if [ -s /tmp/dropped ]; then
         day=$(header snapshot /run/old.txt)
-        snapshot=https://snapshot.debian.org/archive
+        snapshot=http://snapshot.debian.org/archive
         if answers "$snapshot/debian/$day" "$suite" >/dev/null 2>&1; then
+            # The snapshot alone, so that it holds whatever is locked now, and its day stays.
+            kept=$day
             suites "$suite" "$snapshot/debian/$day" "$snapshot/debian-security/$day" arch="$architecture" \
-                check-valid-until=no >>/tmp/apt/sources.list
+                check-valid-until=no >/tmp/apt/sources.list
             # shellcheck disable=SC2086
             quietly apt-get $apt update -qq -o APT::Update::Error-Mode=any
         fi
@@ -56,7 +59,7 @@ closure '?essential' '?priority(required)' apt "$@" >/tmp/all
 dates=$(sed -n 's/^Date: //p' /tmp/apt/lists/*InRelease)
 latest=$(echo "$dates" | while read -r date; do date -u -d "$date" +%s; done | sort -n | tail -n 1)
 # A day later: the snapshot archive takes its pictures a few times a day, after the mirror has changed.
-echo "snapshot=$(date -u -d "@$((latest + 86400))" +%Y%m%dT%H%M%SZ)"
+echo "snapshot=${kept:-$(date -u -d "@$((latest + 86400))" +%Y%m%dT%H%M%SZ)}"
 awk '
     FILENAME == "/tmp/index" { name_of[$3] = $1; version_of[$3] = $2; next }
     FILENAME == "/tmp/base" { base[$4]; next }

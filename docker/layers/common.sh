@@ -8,18 +8,25 @@ fail() {
 }
 
 # hide: copies its input without the addresses and credentials of mirrors. BuildKit keeps what a build prints.
+# The path of an address is hidden by itself too (a tool may print it without the host, and it may hold a token), unless
+# it is one that every mirror has.
 hide() {
     awk '
-        function note(file,   line, at) {
+        function add(what, by) {
+            if (length(what) > 3) { words[++count] = what; instead[count] = by }
+        }
+        function note(file,   line, at, user, path) {
             while ((getline line < file) > 0) {
                 sub(/^[a-z]+:\/\//, "", line); sub(/\/+$/, "", line)
                 if (at = index(line, "@")) {
-                    credentials[++users] = substr(line, 1, at - 1)
-                    if (index(credentials[users], ":"))
-                        credentials[++users] = substr(credentials[users - 1], index(credentials[users - 1], ":") + 1)
+                    user = substr(line, 1, at - 1)
                     line = substr(line, at + 1)
+                    add(user, "****")
+                    if (index(user, ":")) add(substr(user, index(user, ":") + 1), "****")
                 }
-                if (line != "") addresses[++mirrors] = line
+                add(line, "(mirror)")
+                path = index(line, "/") ? substr(line, index(line, "/")) : ""
+                if (path !~ /^(\/(simple|pypi|whl|root|debian|index|api))*$/) add(path, "/(mirror)")
             }
         }
         function replace(text, what, by,   at, done) {
@@ -31,8 +38,7 @@ hide() {
         }
         BEGIN { note("/run/secrets/index"); note("/run/secrets/torch-index"); note("/run/secrets/apt-mirror") }
         {
-            for (i = 1; i <= mirrors; i++) $0 = replace($0, addresses[i], "(mirror)")
-            for (i = 1; i <= users; i++) if (length(credentials[i]) > 3) $0 = replace($0, credentials[i], "****")
+            for (i = 1; i <= count; i++) $0 = replace($0, words[i], instead[i])
             print
         }'
 }
@@ -44,12 +50,33 @@ quietly() {
 
 # archives: sets $main and $security, where Debian's archives are for this build, and $apt, the options of each call.
 archives() {
-    apt="-o Acquire::Retries=3 -o APT::Sandbox::User=root"
+    apt="-o Acquire::Retries=3 -o APT::Sandbox::User=root -o Dir::Etc::netrc=/tmp/netrc"
     if [ -s /run/secrets/ca ]; then apt="$apt -o Acquire::https::CAInfo=/run/secrets/ca"; fi
-    if [ -s /run/secrets/netrc ]; then apt="$apt -o Dir::Etc::netrc=/run/secrets/netrc"; fi
+    (umask 077; cat /run/secrets/netrc >/tmp/netrc 2>/dev/null) || :
     if [ -s /run/secrets/apt-mirror ]; then
         main=$(cat /run/secrets/apt-mirror)
         main=${main%/}
+        case $main in # credentials go to apt by file: every user of the host can read the words of a command
+            *://*@*)
+                echo "$main" | awk '
+                    function plain(text,   at, done) { # %40 is @
+                        while (at = index(text, "%")) {
+                            done = done substr(text, 1, at - 1) sprintf("%c", hex(substr(text, at + 1, 2)))
+                            text = substr(text, at + 3)
+                        }
+                        return done text
+                    }
+                    function hex(two) { return 16 * digit(substr(two, 1, 1)) + digit(substr(two, 2, 1)) }
+                    function digit(one) { return index("0123456789abcdef", tolower(one)) - 1 }
+                    {
+                        sub(/^[a-z]+:\/\//, ""); at = index($0, "@")
+                        user = substr($0, 1, at - 1); host = substr($0, at + 1); sub(/[\/:].*/, "", host)
+                        password = index(user, ":") ? substr(user, index(user, ":") + 1) : ""; sub(/:.*/, "", user)
+                        print "machine", host, "login", plain(user), "password", plain(password)
+                    }' >>/tmp/netrc
+                main=${main%%://*}://${main#*@}
+                ;;
+        esac
         security=${main%/*}/debian-security # beside it, as on every full mirror
     else # the ones that the base itself names
         named=$(apt-get update --print-uris | sed -n "s|^'\(.*\)/dists/\(.*\)/InRelease'.*|\2 \1|p")

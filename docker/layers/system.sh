@@ -21,7 +21,8 @@ fetch() {
         [ -e "$file" ] || printf '%s %s SHA256:%s\n' "$url" "$file" "$sha"
     done </tmp/wanted >/tmp/downloads
     # shellcheck disable=SC2086  # one word an option
-    [ ! -s /tmp/downloads ] || xargs /usr/lib/apt/apt-helper $apt download-file </tmp/downloads
+    # Three words a file, and never a file torn apart: xargs splits long lists.
+    [ ! -s /tmp/downloads ] || xargs -n 300 /usr/lib/apt/apt-helper $apt download-file </tmp/downloads
 }
 
 # missing: the packages whose files are not there: five by name, and how many more.
@@ -43,10 +44,14 @@ if [ "$1" = locked ]; then
     # The mirror first: it is near, and the hash says whether it carries exactly these. What it has dropped, the
     # snapshot keeps.
     suite=$(header suite "$lock")
-    if answers "$main" "$suite" >/tmp/mirror 2>&1; then fetch "$main" "$security" >>/tmp/mirror 2>&1 || true; fi
+    carries=no
+    if answers "$main" "$suite" >/tmp/mirror 2>&1; then
+        carries=yes
+        fetch "$main" "$security" >>/tmp/mirror 2>&1 || true
+    fi
     near=$(ls /tmp/debs | wc -l)
     if [ -n "$(missing)" ]; then
-        snapshot=https://snapshot.debian.org/archive
+        snapshot=http://snapshot.debian.org/archive # not https: a bare base has no CA, and each file has its hash
         day=$(header snapshot "$lock")
         if answers "$snapshot/debian/$day" "$suite" >/dev/null 2>&1; then
             fetch "$snapshot/debian/$day" "$snapshot/debian-security/$day" >/dev/null 2>&1 || true
@@ -57,6 +62,8 @@ if [ "$1" = locked ]; then
         grep -E '^(E|W): ' /tmp/mirror | tail -n 3 | hide >&2
         if grep -q 'Hash Sum mismatch\|Hashes of expected file\|unexpected size' /tmp/mirror; then
             fail "the Debian mirror gives other files than the lock names for: $absent. Do not trust that mirror."
+        elif [ "$carries" = no ] && grep -q ' 404 ' /tmp/mirror; then
+            fail "the Debian mirror has no $suite: is its URL that of the archive, with dists/ and pool/ below it?"
         elif grep -q ' 404 ' /tmp/mirror; then
             fail "drift: neither the Debian mirror nor the snapshot of $day gave: $absent"
         fi
@@ -64,7 +71,10 @@ if [ "$1" = locked ]; then
     fi
     echo "torchdock: source: Debian packages: $near from the mirror, $(($(ls /tmp/debs | wc -l) - near)) from the snapshot"
     # shellcheck disable=SC2086
-    quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends /tmp/debs/*.deb
+    quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends --allow-downgrades /tmp/debs/*.deb
+    dpkg-query -W -f '${Package} ${Version}\n' >/tmp/have
+    awk 'NR == FNR { have[$1] = $2; next } !/^#/ && have[$2] != $3 { print $2, $3 }' /tmp/have "$lock" >/tmp/wrong
+    [ ! -s /tmp/wrong ] || fail "these packages are not installed as locked: $(tr '\n' ',' </tmp/wrong)"
     # What nobody asked for by name may go again with what needed it.
     echo "$requested" | tr -s ' \n' '\n' >/tmp/requested
     awk 'NR == FNR { asked[$1]; next } $1 == "system" && !($2 in asked) { print $2 }' /tmp/requested "$lock" >/tmp/auto

@@ -17,7 +17,7 @@ from torchdock.debian import DebianLock
 from torchdock.engine import Engine
 from torchdock.errors import EngineError, InputError, TorchdockError
 from torchdock.process import capture, stream
-from torchdock.sources import BASE_IMAGE_VARIABLE, Sources, probe
+from torchdock.sources import BASE_IMAGE_VARIABLE, PROXY_VARIABLES, Sources, probe
 from torchdock.variants import Base
 
 # As small as Debian's own slim image, and with its rule that packages bring no documentation and no translations;
@@ -30,8 +30,10 @@ BOOTSTRAP_OPTIONS = (
     *(f"--dpkgopt=path-exclude=/usr/share/{path}" for path in EXCLUDED),
     *(f"--dpkgopt=path-include=/usr/share/{path}" for path in INCLUDED),
 )
-SNAPSHOT = "https://snapshot.debian.org/archive"
+SNAPSHOT = "http://snapshot.debian.org/archive"  # what comes from there is signed, and a bare base has no CA
 LOCKED, DRIFT = "locked", "drift"
+# What mmdebstrap needs of the environment behind sudo.
+KEPT = "SOURCE_DATE_EPOCH,LC_ALL," + ",".join(f"{name},{name.lower()}" for name in PROXY_VARIABLES)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,19 @@ def mirrored(pinned: str, mirror: str) -> BaseChoice:
     return BaseChoice("registry", pinned, f"{host}{slash}{path.partition(':')[0]}@{digest}")
 
 
+def refuse_custom(pinned: str, given: Sources) -> None:
+    """What --locked says to another base than the pinned one.
+
+    Raises:
+        InputError: it is another one.
+    """
+    if mirrored(pinned, given.base_image).source == "custom":
+        raise InputError(
+            f"{BASE_IMAGE_VARIABLE} names a base with another digest than the pinned one, which --locked refuses. Name "
+            "a mirror's repository without a digest, or leave --locked."
+        )
+
+
 def bootstrapped(root: Path, base: Base, lock: DebianLock | None) -> BaseChoice:
     """The base made from Debian packages: one for each suite, day, recipe and lock (None: today's packages)."""
     digest = hashlib.sha256((root / "docker/base.Dockerfile").read_bytes())
@@ -122,19 +137,17 @@ def obtain(
         EngineError: the engine went away.
     """
     pinned, made = candidates[0], candidates[1]
-    if locked and pinned.source == "custom":
-        raise InputError(
-            f"{BASE_IMAGE_VARIABLE} names a base with another digest than the pinned one, which --locked refuses. Name "
-            "a mirror's repository without a digest, or leave --locked."
-        )
+    if locked:
+        refuse_custom(base.image, given)
     if engine.image(pinned.reference) is not None:
         return pinned
     if offline:
         if not locked and engine.image(made.reference) is not None:
             return made
         raise TorchdockError(
-            f"offline: the base is not here: neither {pinned.reference} nor {made.reference}. Bring it from a machine "
-            f"that has it: `docker save {pinned.reference} >base.tar` there, `docker load -i base.tar` here."
+            f"offline: the base is not here: neither {pinned.reference} nor {made.reference}. Bring the "
+            "finished image from a machine that has it: `docker save IMAGE >image.tar` there (`invoke build --json` "
+            "names it), `docker load -i image.tar` here."
         )
     with reporter.step("Base image"):
         pulled = capture([engine.cli, "pull", "--quiet", pinned.reference], timeout=600)
@@ -181,17 +194,17 @@ def bootstrap(
         reporter.step("Base from Debian packages") as step,
     ):
         folder = Path(name)
-        folder.chmod(0o755)  # mmdebstrap's unprivileged mode and apt's own user read it
+        folder.chmod(0o755)  # in its unprivileged mode mmdebstrap starts its helper as another user
         tool = [*_privilege(), *_mmdebstrap(folder, base)]
-        context = folder / "context"
-        context.mkdir()
-        context.chmod(0o777)
+        private = folder / "private"
+        (private / "context").mkdir(parents=True)
+        private.chmod(0o700)  # nobody else may put a file in the place of ours, or read a mirror's token
         chosen = candidates[1]
-        differs = _debootstrap(tool, folder, base, lock, given, log, archive=None)
+        differs = _debootstrap(tool, private, base, lock, given, log, archive=None)
         if differs and lock is not None:
             archive = (f"{SNAPSHOT}/debian/{lock.snapshot}", f"{SNAPSHOT}/debian-security/{lock.snapshot}")
             if probe(given, f"{archive[0]}/dists/{base.suite}/InRelease").ok:
-                differs = _debootstrap(tool, folder, base, lock, given, log, archive=archive)
+                differs = _debootstrap(tool, private, base, lock, given, log, archive=archive)
         if differs:
             chosen = candidates[-1]
             shown = ", ".join(differs[:5]) + (f" and {len(differs) - 5} more" if len(differs) > 5 else "")
@@ -201,7 +214,7 @@ def bootstrap(
             )
         build = [engine.cli, "buildx", "build", "--builder", engine.facts.context, "--provenance=false", "--sbom=false"]
         build += ["--build-arg", f"SOURCE_DATE_EPOCH={base.epoch}", "--tag", tag or chosen.reference]
-        build += ["--file", str(root / "docker/base.Dockerfile"), str(context)]
+        build += ["--file", str(root / "docker/base.Dockerfile"), str(private / "context")]
         done = capture(build, timeout=600)
         if done.code != 0:
             raise TorchdockError(f"The base could not be loaded into the engine: {' '.join(done.err.split())[-600:]}")
@@ -219,42 +232,43 @@ def _debootstrap(
     *,
     archive: tuple[str, str] | None,
 ) -> list[str]:
-    """Write ``context/rootfs.tar``; the names of the packages that are not in the version of the lock.
+    """Write ``folder/context/rootfs.tar``; the names of the packages that are not in the version of the lock.
 
     ``archive``: where Debian and its security archive are, or None for the mirror of this host, else mmdebstrap's own.
     Nothing of this host stays in the base: its sources are always the ones that mmdebstrap writes by itself.
     """
-    context = folder / "context"
     if archive is None and given.apt_mirror is not None:
         main = given.apt_mirror.url.rstrip("/")
         archive = (main, f"{main.rpartition('/')[0]}/debian-security")
-    pins, edit, manifest = folder / "pins", folder / "sources.sed", context / "manifest"
+    pins, edit, manifest = folder / "pins", folder / "sources.sed", folder / "manifest"
     pins.write_text(lock.preferences() if lock is not None else "")
-    edit.touch(mode=0o600)  # the mirror's URL may carry a token
     edit.write_text(_point_at(*archive) if archive is not None else "")
     argv = [*tool, *BOOTSTRAP_OPTIONS]
     if given.ca is not None:
         argv.append(f'--aptopt=Acquire::https::CAInfo "{given.ca.absolute()}"')
-    if given.netrc is not None:
-        argv.append(f'--aptopt=Dir::Etc::netrc "{given.netrc.absolute()}"')
     if archive is not None and archive[0].startswith(SNAPSHOT):
         argv.append('--aptopt=Acquire::Check-Valid-Until "false"')
+    # mmdebstrap itself carries files in and out: its hooks may be another user, who cannot read this folder.
+    traces = ["etc/apt/apt.conf.d/99mmdebstrap", "etc/apt/preferences.d/torchdock", "edit.sed", "manifest"]
+    argv += [f"--setup-hook=upload {pins} /etc/apt/preferences.d/torchdock", f"--setup-hook=upload {edit} /edit.sed"]
+    if given.netrc is not None:
+        argv.append(f"--setup-hook=upload {given.netrc.absolute()} /etc/apt/auth.conf")
+        traces.append("etc/apt/auth.conf")
     argv += [
-        f'--setup-hook=cp {pins} "$1/etc/apt/preferences.d/torchdock"; cp "$1/etc/apt/sources.list" "$1/.sources"; '
-        f'sed -E -i -f {edit} "$1/etc/apt/sources.list"',
-        f'--customize-hook=chroot "$1" dpkg-query -W -f "\\${{Package}} \\${{Version}}\\n" >{manifest}',
-        '--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/apt/preferences.d/torchdock"; '
-        'mv "$1/.sources" "$1/etc/apt/sources.list"',
+        '--setup-hook=cp "$1/etc/apt/sources.list" "$1/sources"; sed -E -i -f "$1/edit.sed" "$1/etc/apt/sources.list"',
+        '--customize-hook=chroot "$1" dpkg-query -W -f "\\${Package} \\${Version}\\n" >"$1/manifest"',
+        f"--customize-hook=download /manifest {manifest}",
+        f'--customize-hook=cd "$1" && rm -f {" ".join(traces)} && mv sources etc/apt/sources.list',
     ]
     lines: list[str] = []
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(base.epoch), "LC_ALL": "C.UTF-8"}
     with log.open("a") as handle:
-        command = [*argv, base.suite, str(context / "rootfs.tar")]
+        command = [*argv, base.suite, str(folder / "context/rootfs.tar")]
         code = stream(command, lines.append, log=handle, env=env, clean=given.redact)
     if code != 0:
         raise TorchdockError(
             f"No registry gave the base image, and making it from Debian packages failed: {' '.join(lines[-3:])} "
-            f"(log: {log}). Mend that, or bring the base by `docker load`, then run it again."
+            f"(log: {log}). Mend that, or name a mirror of it in {BASE_IMAGE_VARIABLE}, then run it again."
         )
     there = dict(line.split(" ", 1) for line in manifest.read_text().splitlines())
     wanted = {one.name: one.version for one in lock.packages if one.section == "base"} if lock is not None else {}
@@ -280,7 +294,7 @@ def _privilege() -> list[str]:
     if os.geteuid() == 0 or capture(["unshare", "--user", "--map-auto", "true"], timeout=10).code == 0:
         return []
     if capture(["sudo", "-n", "true"], timeout=10).code == 0:
-        return ["sudo", "-n", "--preserve-env=SOURCE_DATE_EPOCH,LC_ALL,http_proxy,https_proxy,HTTP_PROXY,HTTPS_PROXY"]
+        return ["sudo", "-n", f"--preserve-env={KEPT}"]
     raise TorchdockError(
         "No registry gave the base image, and making it from Debian packages as a user without root needs user "
         "namespaces: `sudo apt-get install uidmap` (and, where /etc/subuid has no line for this user, `sudo usermod "
@@ -305,8 +319,8 @@ def _mmdebstrap(folder: Path, base: Base) -> list[str]:
     if done.code != 0 or shutil.which("perl") is None:
         raise TorchdockError(
             "No registry gave the base image, and mmdebstrap, which makes one from Debian packages, can only be had on "
-            f"Debian and Ubuntu ({(done.err.strip().splitlines() or ['perl is missing'])[-1]}). Bring the pinned base: "
-            f"`docker pull {base.image}` where a registry answers, then `docker save` and `docker load`."
+            f"Debian and Ubuntu ({(done.err.strip().splitlines() or ['perl is missing'])[-1]}). Name a mirror "
+            f"of {base.image} in {BASE_IMAGE_VARIABLE}, or bring the finished image by `docker save` and `docker load`."
         )
     # Its own helper is looked for on the PATH, which sudo would reset.
     programs = unpacked / "usr/bin"

@@ -124,7 +124,13 @@ def input_files(root: Path, variant: Variant) -> list[Path]:
     files = {root / name for name in single}
     for folder in folders:
         files |= {path for path in (root / folder).rglob("*") if path.is_file()}
-    return sorted(path for path in files if "__pycache__" not in path.parts and path.suffix != ".pyc")
+    return sorted(path for path in files if path.name == ".dockerignore" or not _ignored(path.relative_to(root)))
+
+
+def _ignored(path: Path) -> bool:
+    """What `.dockerignore` keeps out of a build below the folders it lets in."""
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+    return hidden or path.suffix in (".pyc", ".orig") or path.name.endswith("~")
 
 
 def digest_files(root: Path, files: Iterable[Path], *more: str) -> str:
@@ -216,6 +222,27 @@ def _target(built: BuildPlan) -> str:
     return built.argv[built.argv.index("--target") + 1]
 
 
+def check(root: Path, variant: Variant, architecture: str, sources: Sources, wishes: Wishes) -> list[str]:
+    """Whether the locks serve an image as it is wanted, be it there or not. Reads files only.
+
+    Returns:
+        What is to be said: a lock that is older than what it locks.
+
+    Raises:
+        InputError: a lock is missing, damaged, or for another Python or architecture.
+        TorchdockError: ``locked`` refuses what is to be said.
+    """
+    warnings = locks.check(root, variant, architecture)
+    warnings += debian.check(root, architecture, variant.base.suite)
+    if wishes.target == DEVEL:
+        devel.check(root, variant, architecture)
+    if wishes.locked:
+        if warnings:
+            raise TorchdockError(f"--locked refuses this build: {'; '.join(warnings)}.")
+        bases.refuse_custom(variant.base.image, sources)
+    return warnings
+
+
 def ensure(
     engine: Engine,
     state: CloneState,
@@ -237,14 +264,7 @@ def ensure(
         KeyboardInterrupt: after BuildKit has stopped; finished layers stay in its cache.
     """
     started = time.monotonic()
-    warnings = locks.check(state.root, variant, engine.architecture)
-    warnings += debian.check(state.root, engine.architecture, variant.base.suite)
-    if wishes.target == DEVEL:
-        devel.check(state.root, variant, engine.architecture)
-    if warnings and wishes.locked:
-        raise TorchdockError(f"--locked refuses this build: {'; '.join(warnings)}.")
-    for warning in warnings:
-        reporter.fallback(warning)
+    warnings = check(state.root, variant, engine.architecture, sources, wishes)
     candidates = plans(state.root, variant, engine, sources, wishes)
     if not wishes.no_cache and wishes.tag is None:
         found = find(engine, state, _acceptable(candidates, wishes))
@@ -262,7 +282,8 @@ def ensure(
     )
     wanted = candidates[choices.index(chosen)]
     notes: list[str] = []
-    if not _build(engine, state, wanted, sources, reporter, notes, may_drift=not (wishes.locked or wishes.offline)):
+    may_drift = not (wishes.locked or wishes.offline or wishes.base)
+    if not _build(engine, state, wanted, sources, reporter, notes, may_drift=may_drift):
         wanted = candidates[choices.index(replace(chosen, debian=DRIFT))]
         _build(engine, state, wanted, sources, reporter, notes, may_drift=False)
     facts = engine.image(wanted.tag)

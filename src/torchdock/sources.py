@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from torchdock.errors import InputError
 from torchdock.process import csv_fields
@@ -33,7 +33,13 @@ INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 TORCH_INDEX_VARIABLE = "TORCHDOCK_TORCH_INDEX"
 APT_MIRROR_VARIABLE = "TORCHDOCK_APT_MIRROR"
 BASE_IMAGE_VARIABLE = "TORCHDOCK_BASE_IMAGE"
+# [host[:port]/]repository[:tag][@digest]; no scheme and no user.
+REFERENCE = re.compile(
+    r"([a-zA-Z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[a-zA-Z0-9_][a-zA-Z0-9_.-]*)?(@sha256:[0-9a-f]{64})?"
+)
 SECRET_BYTES = 500 * 1024  # BuildKit's limit for one secret
+# Paths that every mirror has, which hide nothing.
+COMMON_PATH = re.compile(r"(/(simple|pypi|whl|root|debian|index|api))*")
 PROBE_SECONDS = 5.0
 
 
@@ -106,8 +112,18 @@ class Sources:
         return env
 
     def secrets(self) -> list[str]:
-        """The ``--secret`` values of a build (``id=…,src=…`` or ``id=…,env=…``): names and paths, never a value."""
+        """The ``--secret`` values of a build (``id=…,src=…`` or ``id=…,env=…``): names and paths, never a value.
+
+        Raises:
+            SourceError: a file is larger than a secret may be.
+        """
         files = {"ca": self.ca, "netrc": self.netrc}
+        for path in files.values():
+            if path is not None and path.is_file() and path.stat().st_size > SECRET_BYTES:
+                raise SourceError(
+                    f"{path} is larger than {SECRET_BYTES >> 10} KiB, which BuildKit takes as a secret. Name a bundle "
+                    "with the authorities that this host needs in SSL_CERT_FILE."
+                )
         found = [csv_fields(f"id={name}", f"src={path.absolute()}") for name, path in files.items() if path is not None]
         mirrors = {"index": self.index, "torch-index": self.torch_index, "apt-mirror": self.apt_mirror}
         return found + [f"id={name},env={mirror.variable}" for name, mirror in mirrors.items() if mirror is not None]
@@ -120,6 +136,9 @@ class Sources:
             address = re.escape(mirror.parts.netloc.rpartition("@")[2] + mirror.parts.path.rstrip("/"))
             scheme = re.escape(mirror.parts.scheme)
             text = re.sub(rf"{scheme}://(?:[^/@\s]*@)?{address}", f"<{mirror.label}>", text)
+            path = mirror.parts.path.rstrip("/")
+            if not COMMON_PATH.fullmatch(path):  # printed without its host, it still holds the token
+                text = text.replace(path, f"<{mirror.label}>")
         for word in self._credentials():
             text = text.replace(word, "****")
         return text
@@ -127,7 +146,9 @@ class Sources:
     def _credentials(self) -> list[str]:
         urls = [mirror.parts for mirror in self.mirrors]
         urls += [urlsplit(os.environ.get(name, "")) for name in self.proxies]
-        words = {word for url in urls for word in (url.username, url.password) if word}
+        # A name alone is a token; beside a password it is a name, and may be a common word.
+        words = {url.password or url.username or "" for url in urls}
+        words |= {unquote(word) for word in words}
         return sorted((word for word in words if len(word) > 3), key=len, reverse=True)
 
 
@@ -200,10 +221,11 @@ def gather(env: Mapping[str, str] | None = None) -> Sources:
     spellings = [spelling for name in PROXY_VARIABLES for spelling in (name, name.lower())]
     proxies = tuple(name for name in spellings if env.get(name))
     base_image = env.get(BASE_IMAGE_VARIABLE, "").strip()
-    if base_image and not re.fullmatch(r"[a-z0-9][a-zA-Z0-9._:/@-]*", base_image):
+    if base_image and not REFERENCE.fullmatch(base_image):
         raise SourceError(
-            f"{BASE_IMAGE_VARIABLE}={base_image!r} is no image reference. Name a mirror of the base, for example "
-            "registry.example.org/library/debian, or unset it."
+            f"{BASE_IMAGE_VARIABLE} is no image reference (its value is not shown, it may hold a password, which "
+            "`docker login` takes). Name a mirror of the base, for example registry.example.org/library/debian, or "
+            "unset it."
         )
     index = _mirror(env, INDEX_VARIABLES)
     torch_index = _mirror(env, (TORCH_INDEX_VARIABLE,))
@@ -241,7 +263,8 @@ def probe(given: Sources, url: str, *, seconds: float = PROBE_SECONDS) -> Reach:
         with requests.get(url, timeout=seconds, verify=verify, stream=True) as answer:
             return judge_answer(answer.status_code)
     except requests.exceptions.RequestException as error:
-        return judge_failure(given.redact(" ".join(str(error).split())))
+        # What comes before is the request, with its path; the cause is at the end.
+        return judge_failure(given.redact(" ".join(str(error).split()).rpartition("Caused by ")[2]))
 
 
 def probe_torch_index(given: Sources, root_url: str, name: str, *, seconds: float = PROBE_SECONDS) -> Reach:

@@ -304,7 +304,7 @@ def plan(
     candidates = image.plans(state.root, variant, engine, sources, wishes)
     usual = next((candidate for candidate in candidates if engine.image(candidate.tag)), candidates[0])
     if theirs is None:
-        twice = replace(wishes, no_cache=True, tag=_second_name(usual))
+        twice = replace(wishes, no_cache=True, tag=_second_name(state, usual))
         anew = image.plans(state.root, variant, engine, sources, twice)
         again = next(candidate for candidate in anew if candidate.base == usual.base)
         return Plan(wishes, usual, engine.image(usual.tag) is not None, again.tag, again)
@@ -318,8 +318,9 @@ def plan(
     return Plan(wishes, ours, there, theirs.name, pinned=same is not None, note="" if same else note)
 
 
-def _second_name(ours: image.BuildPlan) -> str:
-    return f"torchdock/verify:{ours.tag.rpartition(':')[2]}"
+def _second_name(state: CloneState, ours: image.BuildPlan) -> str:
+    """A name of this clone's own: two clones may verify the same image at once."""
+    return f"torchdock/verify:{ours.tag.rpartition(':')[2]}-{state.clone}"
 
 
 def _on_the_base_of(engine: Engine, candidates: Sequence[image.BuildPlan], other: _Inspected) -> image.BuildPlan | None:
@@ -344,7 +345,7 @@ def plan_base(engine: Engine, state: CloneState, variant: Variant, sources: Sour
     for candidate in candidates:
         reference = candidate.base.reference
         if candidate.base.source == "bootstrapped" and engine.image(reference) is not None:
-            other = f"torchdock/verify:base-{reference.rpartition(':')[2]}"
+            other = f"torchdock/verify:base-{reference.rpartition(':')[2]}-{state.clone}"
             return Plan(image.Wishes(), candidate, True, other, base=True)
     raise InputError(
         "This engine has no base made from Debian packages, so there is nothing to compare: a base from a registry is "
@@ -364,7 +365,7 @@ def run(engine: Engine, state: CloneState, plan: Plan, sources: Sources, reporte
             reporter.say(plan.note)
         ours = _obtain(engine, state, plan, sources, reporter)
         if plan.again is not None:  # the base that could be had is a part of the name
-            plan = replace(plan, other=_second_name(ours))
+            plan = replace(plan, other=_second_name(state, ours))
         first = ours.base.reference if plan.base else ours.tag
         try:
             if plan.mine:

@@ -61,10 +61,19 @@ def invoke() -> Invoke:
     return run
 
 
+def base_of(engine: engines.Engine, image: dict[str, Any]) -> str:
+    """The base that an image of this tree stands on, as the engine knows it."""
+    from torchdock import image as images
+    from torchdock import sources, variants
+
+    plans = images.plans(ROOT, variants.get(ROOT, image["variant"]), engine, sources.gather())
+    return next(plan.base.reference for plan in plans if plan.tag == image["image"])
+
+
 @pytest.fixture(scope="session")
 def image(invoke: Invoke) -> dict[str, Any]:
-    """The image of this tree, built once in a test run: the document of `invoke build --json`."""
-    done = invoke("build", "--json", timeout=3000)
+    """The cu130 image of this tree, built once in a test run: the document of its `invoke build --json`."""
+    done = invoke("build", "--variant", "cu130", "--json", timeout=3000)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document

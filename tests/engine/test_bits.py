@@ -18,7 +18,7 @@ import docker
 import pytest
 
 from tests import mirrors
-from tests.engine.conftest import ROOT, Invoke, argv, copy_tree
+from tests.engine.conftest import ROOT, Invoke, argv, base_of, copy_tree
 from torchdock import base as bases
 from torchdock import sources, variants
 from torchdock.engine import Engine
@@ -32,7 +32,7 @@ SOMEBODY = 4321
 def test_another_clone_umask_and_time_zone(image: dict[str, Any], clone: Path) -> None:
     """Every layer anew, in another folder, with another umask and time zone."""
     built = subprocess.run(
-        ["sh", "-c", 'umask 077; exec "$@"', "sh", *argv("build", "--no-cache", "--json")],
+        ["sh", "-c", 'umask 077; exec "$@"', "sh", *argv("build", "--variant", "cu130", "--no-cache", "--json")],
         cwd=clone, env={**os.environ, "TZ": "Asia/Tokyo"}, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
@@ -102,11 +102,8 @@ def test_another_engine_user_and_mirrors(
     second: Second, image: dict[str, Any], engine: Engine, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second engine with empty caches; the base made there; a user who is not root; Debian and Python mirrors."""
-    record = next(
-        found for path in sorted((ROOT / ".torchdock/builds").glob("*.json"))
-        if (found := json.loads(path.read_text()))["image"] == image["image"]
-    )  # fmt: skip
-    upstream = {**mirrors.debian_upstream(record["base"], VARIANT.base.suite), **mirrors.index_upstream()}
+    base = base_of(engine, image)
+    upstream = {**mirrors.debian_upstream(base, VARIANT.base.suite), **mirrors.index_upstream()}
     with mirrors.serve(upstream) as mirror:
         names = {
             "DOCKER_HOST": second.endpoint,
@@ -117,10 +114,12 @@ def test_another_engine_user_and_mirrors(
         for name, value in names.items():
             monkeypatch.setenv(name, value)
         if image["source"] == "bootstrapped":  # by root: a user needs newuidmap and a line in /etc/subuid
-            made = subprocess.run(argv("build", "--dry-run", "--json"), capture_output=True, text=True, check=True)
+            made = subprocess.run(
+                argv("build", "--variant", "cu130", "--dry-run", "--json"), capture_output=True, text=True, check=True
+            )
             assert json.loads(made.stdout)["variant"] == image["variant"]
-            bootstrap_there(record["base"])
-            assert second.client.images.get(record["base"]).id == engine.client.images.get(record["base"]).id
+            bootstrap_there(base)
+            assert second.client.images.get(base).id == engine.client.images.get(base).id
 
         clone = copy_tree(room / "clone")
         (clone / ".venv").unlink()
@@ -176,7 +175,7 @@ def test_a_build_that_differs_in_one_thing_is_told_so(
     text = script.read_text()
     stamp = 'touch -d "@$SOURCE_DATE_EPOCH" /opt/torchdock/docker/entrypoint.sh' if what == "content" else ":"
     script.write_text(f"{text}{fault}\n{stamp}\n")
-    plan = json.loads(invoke("build", "--dry-run", "--json", cwd=clone).stdout)["argv"]
+    plan = json.loads(invoke("build", "--variant", "cu130", "--dry-run", "--json", cwd=clone).stdout)["argv"]
     plan[plan.index("--tag") + 1] = name
     subprocess.run(plan, check=True, capture_output=True, timeout=600)
     try:

@@ -117,7 +117,7 @@ def test_an_engine_that_stops_in_a_build(clone: Path, relay: tuple[Relay, str]) 
     script = clone / "docker/layers/suite.sh"
     script.write_text(script.read_text().replace("set -eu\n", "set -eu\necho waiting here\nsleep 60\n", 1))
     child = subprocess.Popen(
-        argv("build"), cwd=clone, env={**os.environ, "DOCKER_HOST": endpoint},
+        argv("build", "--variant", "cu130"), cwd=clone, env={**os.environ, "DOCKER_HOST": endpoint},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     log = clone / ".torchdock/logs/build-cu130.log"

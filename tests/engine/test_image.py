@@ -26,7 +26,7 @@ PEM_HEADER = " ".join(("BEGIN", "CERTIFICATE"))  # apart, so that a search for k
 
 def test_a_second_build_finds_the_first(invoke: Invoke, image: dict[str, Any]) -> None:
     started = time.monotonic()
-    done = invoke("build", "--json")
+    done = invoke("build", "--variant", "cu130", "--json")
     document = json.loads(done.stdout)
     assert document["built"] is False
     assert (document["image"], document["id"]) == (image["image"], image["id"])
@@ -39,7 +39,7 @@ def test_another_clone_names_the_same_image(invoke: Invoke, image: dict[str, Any
     for path in clone.rglob("*.txt"):
         path.chmod(0o600)  # a umask of 077
         os.utime(path, (0, 0))
-    done = invoke("build", "--json", cwd=clone)
+    done = invoke("build", "--variant", "cu130", "--json", cwd=clone)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["image"] == image["image"]
     assert json.loads(done.stdout)["built"] is False
@@ -52,7 +52,7 @@ def test_the_image_is_small_enough(client: docker.DockerClient, image: dict[str,
 def test_the_dry_run_prints_the_command_that_is_run(invoke: Invoke, image: dict[str, Any], clone: Path) -> None:
     (clone / "docker/layers/packages.txt").write_text("# changed\n")  # another image, which is not there
     before = {found.id for found in docker.from_env().images.list()}
-    done = invoke("build", "--dry-run", cwd=clone)
+    done = invoke("build", "--variant", "cu130", "--dry-run", cwd=clone)
     assert done.stdout.startswith("docker buildx build ")
     assert image["image"] not in done.stdout
     assert {found.id for found in docker.from_env().images.list()} == before
@@ -62,7 +62,14 @@ def test_nothing_of_the_host_is_in_the_image(invoke: Invoke, client: docker.Dock
     """A build behind a proxy with a token and a private CA: neither is in files, history, labels or the log."""
     (clone / "tests/container/test_nothing.py").write_text('"""Makes the last layer a new one."""\n')
     token = "s3cret-t0ken"
-    done = invoke("build", "--json", cwd=clone, env={"HTTPS_PROXY": f"http://ann:{token}@127.0.0.1:9", "NO_PROXY": "*"})
+    done = invoke(
+        "build",
+        "--variant",
+        "cu130",
+        "--json",
+        cwd=clone,
+        env={"HTTPS_PROXY": f"http://ann:{token}@proxy.invalid:9", "NO_PROXY": "*"},
+    )
     assert done.returncode == 0, done.stderr
     name = json.loads(done.stdout)["image"]
     told = json.dumps([client.images.get(name).attrs, client.images.get(name).history()])
@@ -122,7 +129,7 @@ def test_an_edited_lock_fails_and_names_the_package(invoke: Invoke, clone: Path,
     following = re.compile(r"^[a-z]", re.MULTILINE).search(kept, end)
     lock.write_text(kept[:end].rstrip("\\\n ") + "\n" + (kept[following.start() :] if following else ""))
     assert kept[start:end].count("--hash") == 1
-    done = invoke("build", "--json", cwd=clone, timeout=600)
+    done = invoke("build", "--variant", "cu130", "--json", cwd=clone, timeout=600)
     assert done.returncode == 1
     assert "iniconfig" in done.stderr
     assert "git checkout docker/locks" in done.stderr
@@ -137,7 +144,9 @@ def test_a_build_that_is_ended_leaves_nothing_and_the_next_one_works(
     (clone / "docker/entrypoint.sh").write_text((clone / "docker/entrypoint.sh").read_text() + "# changed\n")
     script = clone / "docker/layers/suite.sh"
     script.write_text(script.read_text().replace("set -eu\n", "set -eu\necho waiting here\nsleep 600\n", 1))
-    child = subprocess.Popen(argv("build"), cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    child = subprocess.Popen(
+        argv("build", "--variant", "cu130"), cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     log = clone / ".torchdock/logs/build-cu130.log"
     _wait_for(lambda: log.is_file() and "waiting here" in log.read_text().partition("environment 1/")[2])
     child.send_signal(sign)
@@ -147,13 +156,13 @@ def test_a_build_that_is_ended_leaves_nothing_and_the_next_one_works(
     assert capture(["pgrep", "-f", f"buildx build.*{clone}"]).code == 1, "the build goes on"
     assert CloneState(clone).records() == []
     script.write_text(script.read_text().replace("sleep 600\n", "", 1))
-    again = invoke("build", "--json", cwd=clone)
+    again = invoke("build", "--variant", "cu130", "--json", cwd=clone)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["built"] is True
 
 
 def test_locked_refuses_a_fallback(invoke: Invoke, image: dict[str, Any], clone: Path) -> None:
-    done = invoke("build", "--locked", "--json", cwd=clone)
+    done = invoke("build", "--variant", "cu130", "--locked", "--json", cwd=clone)
     if image["source"] == "registry":
         assert done.returncode == 0, done.stderr
     else:

@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import ROOT, TREE, Invoke, argv
+from tests.engine.conftest import ROOT, TREE, Invoke, argv, base_of
 from torchdock import container, sources
-from torchdock.state import CloneState
+from torchdock.engine import Engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("image")]
 
 
 @pytest.mark.parametrize("user", ["root", "nobody"])
-def test_a_bare_debian_gets_its_tools(image: dict[str, Any], user: str) -> None:
+def test_a_bare_debian_gets_its_tools(image: dict[str, Any], engine: Engine, user: str) -> None:
     """python3, make and git alone: no ensurepip, no pip, no package lists, no root; then everything by hash."""
-    record = next(found for found in CloneState(ROOT).records() if found["image"] == image["image"])
     ca = sources.gather().ca
     mounts = [word for name in TREE for word in container.mount(str(ROOT / name), f"/src/{name}", read_only=True)]
     if ca is not None:
@@ -35,7 +34,7 @@ def test_a_bare_debian_gets_its_tools(image: dict[str, Any], user: str) -> None:
         f"setpriv --reuid={user} --regid=nogroup --clear-groups sh -c 'make venv && make up; echo code $?'; "
         "cat .venv/torchdock.host"
     )
-    run = ["docker", "run", "--rm", *mounts, record["base"], "sh", "-c", script]
+    run = ["docker", "run", "--rm", *mounts, base_of(engine, image), "sh", "-c", script]
     done = subprocess.run(run, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr  # the stamp is there: the tools are installed
     if user == "nobody":  # nobody may install an engine here, and is told who may

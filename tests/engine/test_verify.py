@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import Invoke
+from tests.engine.conftest import ROOT, Invoke
 from torchdock import verify
 from torchdock.console import Reporter
 from torchdock.difference import MEANINGS
@@ -177,7 +177,7 @@ def test_the_dry_run_prints_the_second_build(invoke: Invoke, image: dict[str, An
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("docker buildx build ")
     assert " --no-cache " in done.stdout
-    assert f"--tag torchdock/verify:{image['image'].rpartition(':')[2]} " in done.stdout
+    assert f"--tag torchdock/verify:{image['image'].rpartition(':')[2]}-{CloneState(ROOT).clone} " in done.stdout
 
 
 def test_this_clones_image_is_what_its_lock_builds(invoke: Invoke, image: dict[str, Any], engine: Engine) -> None:

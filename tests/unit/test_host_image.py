@@ -56,7 +56,8 @@ def test_two_clones_with_equal_content_agree_on_the_name(clone: Path) -> None:
     for file in clone.rglob("*"):
         file.chmod(0o700)
         os.utime(file, (1, 1))
-    for name in ("tests/container/__pycache__/conftest.cpython-311.pyc", "src/torchdock/inside/stray.pyc"):
+    strays = ("stray.pyc", ".DS_Store", "check.py~", "check.py.orig", "__pycache__/check.cpython-311.pyc")
+    for name in (f"src/torchdock/inside/{stray}" for stray in strays):
         (clone / name).parent.mkdir(exist_ok=True)
         (clone / name).write_bytes(b"bytecode")
     assert tag(clone) == tag(ROOT)
@@ -182,8 +183,8 @@ def test_every_file_that_the_last_layer_takes_decides_the_name() -> None:
 def test_a_build_is_sent_what_it_reads_and_nothing_else_of_a_clone() -> None:
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
-    assert rules[-2:] == ["**/__pycache__", "**/*.pyc"]
-    sent = [rule.removeprefix("!") for rule in rules[1:-2]]
+    assert rules[-5:] == ["**/__pycache__", "**/*.pyc", "**/.*", "**/*~", "**/*.orig"]
+    sent = [rule.removeprefix("!") for rule in rules[1:-5]]
     assert sent == ["docker", "src/torchdock/__init__.py", "src/torchdock/inside", "tests/container"]
     for file in image.input_files(ROOT, VARIANT):
         name = file.relative_to(ROOT).as_posix()
@@ -433,15 +434,21 @@ def test_drift_is_refused_where_nothing_may_differ(clone: Path, wish: str) -> No
     assert len(engine.said) == 1
 
 
-def test_locked_refuses_a_lock_that_is_older_than_what_it_locks(
-    clone: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_locked_refuses_a_lock_that_is_older_than_what_it_locks(clone: Path) -> None:
     (clone / "docker/layers/packages.txt").write_text("gcc\nhello\n")
     engine = Builder(clone, BUILDS, images=[VARIANT.base.image])
-    assert ensure(engine, clone).built
-    assert "fallback: docker/layers/packages.txt was changed after its lock" in capsys.readouterr().out
+    assert "packages.txt was changed after its lock was written" in ensure(engine, clone).fallbacks[0]
+    assert ensure(engine, clone).built is False  # it is there now, and is refused all the same
     with pytest.raises(TorchdockError, match=r"--locked refuses .*packages\.txt was changed"):
         ensure(engine, clone, locked=True)
+
+
+def test_locked_refuses_another_base_even_where_its_image_is_there(clone: Path) -> None:
+    engine = Builder(clone, BUILDS, images=["lab/debian@sha256:" + "b" * 64])
+    given = Sources(None, (), base_image="lab/debian@sha256:" + "b" * 64)
+    assert ensure(engine, clone, given).source == "custom"
+    with pytest.raises(TorchdockError, match="which --locked refuses"):
+        ensure(engine, clone, given, locked=True)
 
 
 def test_what_a_script_says_of_its_sources_is_recorded(clone: Path) -> None:

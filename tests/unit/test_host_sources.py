@@ -115,9 +115,34 @@ def test_what_is_no_url_is_refused_without_showing_it(name: str, value: str) -> 
     assert value not in str(bad.value) and bad.value.exit_code == 2
 
 
-def test_what_is_no_image_reference_is_refused() -> None:
-    with pytest.raises(sources.SourceError, match="TORCHDOCK_BASE_IMAGE='my debian' is no image reference"):
-        given(TORCHDOCK_BASE_IMAGE="my debian")
+@pytest.mark.parametrize(
+    "value", ["my debian", "https://anna:hunter2@lab/debian", "anna:hunter2@lab/debian", "lab/debian@sha256:12", "lab/"]
+)
+def test_what_is_no_image_reference_is_refused_without_showing_it(value: str) -> None:
+    with pytest.raises(sources.SourceError, match="TORCHDOCK_BASE_IMAGE is no image reference") as bad:
+        given(TORCHDOCK_BASE_IMAGE=value)
+    assert value not in str(bad.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["debian", "lab/debian:13", "lab:5000/library/debian", f"lab/debian@sha256:{'b' * 64}"]
+)
+def test_an_image_reference_is_taken(value: str) -> None:
+    assert given(TORCHDOCK_BASE_IMAGE=value).base_image == value
+
+
+def test_a_path_that_holds_a_token_is_hidden_by_itself() -> None:
+    cleaned = given(UV_DEFAULT_INDEX=URL).redact("Max retries exceeded with url: /t0ken/simple/uv/ (Caused by x)")
+    assert "t0ken" not in cleaned and "UV_DEFAULT_INDEX at mirror.example" in cleaned
+    plain = given(TORCHDOCK_APT_MIRROR="http://mirror/debian")
+    assert plain.redact("the Debian packages below /debian") == "the Debian packages below /debian"
+
+
+def test_a_bundle_that_no_build_takes_is_told(tmp_path: Path) -> None:
+    large = tmp_path / "ca.pem"
+    large.write_text(Path(BUNDLE).read_text() + "\n" * 600_000)
+    with pytest.raises(sources.SourceError, match="larger than 500 KiB"):
+        given(SSL_CERT_FILE=str(large)).secrets()
 
 
 def test_nothing_that_is_shown_holds_a_token() -> None:
@@ -143,7 +168,7 @@ def test_a_tools_words_are_cleaned_of_the_address(said: str) -> None:
 def test_a_password_alone_is_cleaned_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://anna:swordfish@proxy:3128")
     found = given(UV_DEFAULT_INDEX=URL, HTTPS_PROXY="http://anna:swordfish@proxy:3128")
-    assert found.redact("user hunter2 by swordfish, as anna") == "user **** by ****, as ****"
+    assert found.redact("user hunter2 by swordfish, as anna") == "user **** by ****, as anna"
     assert given().redact("nothing to hide") == "nothing to hide"
 
 

@@ -219,6 +219,12 @@ REGISTRY = image.BaseChoice("registry", "debian@sha256:1", "debian@sha256:1")
 MADE = image.BaseChoice("bootstrapped", "torchdock/base:2", "torchdock/base:2")
 
 
+@pytest.fixture(autouse=True)
+def _one_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second build carries the clone in its name."""
+    monkeypatch.setattr(CloneState, "clone", "c10ne")
+
+
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Builds that happen in a table: what was wished for, and what the second build gives."""
@@ -280,11 +286,11 @@ HAVE = ImageFacts("sha256:same", ("sha256:0",), 1)
 def test_the_image_that_is_there_is_built_again_on_its_base(builds: dict[str, Any]) -> None:
     builds["engine"].known["torchdock/cu130:bbb"] = HAVE
     plan = verify.plan(builds["engine"], builds["state"], VARIANT, SOURCES)
-    assert plan.argv == ("docker", "buildx", "build", "--tag", "torchdock/verify:bbb")
-    assert plan.words.startswith("Would build torchdock/cu130:bbb again with no cache as torchdock/verify:bbb")
+    assert plan.argv == ("docker", "buildx", "build", "--tag", "torchdock/verify:bbb-c10ne")
+    assert plan.words.startswith("Would build torchdock/cu130:bbb again with no cache as torchdock/verify:bbb-c10ne")
     assert run(builds, plan).equal
-    assert builds["calls"] == [("torchdock/verify:bbb", True, MADE)]
-    assert builds["compared"] == ("torchdock/cu130:bbb", "torchdock/verify:bbb")
+    assert builds["calls"] == [("torchdock/verify:bbb-c10ne", True, MADE)]
+    assert builds["compared"] == ("torchdock/cu130:bbb", "torchdock/verify:bbb-c10ne")
     assert set(builds["engine"].known) == {"torchdock/cu130:bbb"}  # the second one is gone
 
 
@@ -295,8 +301,8 @@ def test_an_image_that_is_not_there_is_built_first(builds: dict[str, Any], capsy
     comparison = run(builds, plan)
     # The registry could not be reached: the second build takes the base that the first one got.
     assert builds["calls"][0] == (None, False, None)
-    assert builds["calls"][1] == ("torchdock/verify:bbb", True, MADE)
-    assert builds["compared"] == ("torchdock/cu130:bbb", "torchdock/verify:bbb")
+    assert builds["calls"][1] == ("torchdock/verify:bbb-c10ne", True, MADE)
+    assert builds["compared"] == ("torchdock/cu130:bbb", "torchdock/verify:bbb-c10ne")
     report = next(builds["state"].folder.glob("reports/verify-*.json"))
     assert json.loads(report.read_text()) == json.loads(json.dumps(comparison.document()))
     assert str(report) in capsys.readouterr().out
@@ -309,13 +315,13 @@ def test_a_second_build_that_differs_is_kept_and_named(
     builds["again"] = "sha256:other"
     comparison = run(builds, verify.plan(builds["engine"], builds["state"], VARIANT, SOURCES))
     assert not comparison.equal
-    assert builds["engine"].known["torchdock/verify:aaa"].id == "sha256:other"
+    assert builds["engine"].known["torchdock/verify:aaa-c10ne"].id == "sha256:other"
     text = capsys.readouterr().out
-    assert "`docker image rm torchdock/verify:aaa` removes it" in text
-    assert "torchdock/cu130:aaa and torchdock/verify:aaa differ: layer torch" in text
+    assert "`docker image rm torchdock/verify:aaa-c10ne` removes it" in text
+    assert "torchdock/cu130:aaa and torchdock/verify:aaa-c10ne differ: layer torch" in text
     builds["again"] = "sha256:same"  # the next one removes what this one kept
     assert run(builds, verify.plan(builds["engine"], builds["state"], VARIANT, SOURCES)).equal
-    assert builds["removed"] == ["torchdock/verify:aaa"] * 2  # before the build and after it
+    assert builds["removed"] == ["torchdock/verify:aaa-c10ne"] * 2  # before the build and after it
     assert set(builds["engine"].known) == {"torchdock/cu130:aaa"}
 
 
@@ -331,7 +337,7 @@ def test_a_second_build_that_is_kept_is_recorded_for_clean(builds: dict[str, Any
         assert not run(builds, plan).equal
         (record,) = state.records()
         assert record.keys() == {"image", "variant", "when"}
-        kept = "torchdock/verify:base-2" if base else "torchdock/verify:bbb"
+        kept = "torchdock/verify:base-2-c10ne" if base else "torchdock/verify:bbb-c10ne"
         assert (record["image"], record["variant"]) == (kept, "cu130")
         assert kept in engine.known
 
@@ -351,7 +357,7 @@ def test_a_kept_second_build_saves_no_build_its_disk(
     builds["again"] = "sha256:other"
     engine.known["torchdock/cu130:bbb"] = HAVE
     run(builds, verify.plan(engine, state, VARIANT, SOURCES))
-    assert engine.known.pop("torchdock/cu130:bbb") and "torchdock/verify:bbb" in engine.known
+    assert engine.known.pop("torchdock/cu130:bbb") and "torchdock/verify:bbb-c10ne" in engine.known
     assert image.find(engine, state, image.plans(ROOT, VARIANT, engine, SOURCES)) is None
     state.root = ROOT  # what a build is made from; the records stay where they are
     usage = namedtuple("usage", "free")
@@ -431,10 +437,10 @@ def test_the_bootstrapped_base_is_made_again(builds: dict[str, Any]) -> None:
     builds["engine"].known["torchdock/base:2"] = HAVE
     plan = verify.plan_base(builds["engine"], builds["state"], VARIANT, SOURCES)
     assert plan.argv == ()
-    assert "torchdock/base:2 again with mmdebstrap as torchdock/verify:base-2" in plan.words
+    assert "torchdock/base:2 again with mmdebstrap as torchdock/verify:base-2-c10ne" in plan.words
     assert run(builds, plan).equal
-    assert builds["calls"] == [("base", [REGISTRY, MADE], "torchdock/verify:base-2")]
-    assert builds["compared"] == ("torchdock/base:2", "torchdock/verify:base-2")
+    assert builds["calls"] == [("base", [REGISTRY, MADE], "torchdock/verify:base-2-c10ne")]
+    assert builds["compared"] == ("torchdock/base:2", "torchdock/verify:base-2-c10ne")
     assert set(builds["engine"].known) == {"torchdock/base:2"}
 
 
