@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import re
 import subprocess
@@ -22,6 +23,7 @@ class Mirror(http.server.ThreadingHTTPServer):
     Attributes:
         changed: a part of a path -> the answer to it; None is 404, a function makes other bytes of the real ones.
         asked: the paths that were asked for, without the name.
+        token: ``user:password`` that every request must carry; anything else is answered with 401.
     """
 
     daemon_threads = True
@@ -31,6 +33,7 @@ class Mirror(http.server.ThreadingHTTPServer):
         self.upstream = upstream
         self.changed: dict[str, Callable[[bytes], bytes] | None] = {}
         self.asked: list[str] = []
+        self.token = ""
         self.session = requests.Session()
         self.session.verify = str(sources.gather().ca or True)
 
@@ -46,6 +49,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         _, name, path = self.path.split("/", 2)
         self.server.asked.append(path)
+        expected = f"Basic {base64.b64encode(self.server.token.encode()).decode()}"
+        if self.server.token and self.headers.get("Authorization") != expected:
+            return self._answer(401, b"", {"WWW-Authenticate": "Basic"})
         change = next((made for part, made in self.server.changed.items() if part in path), bytes)
         if change is None:
             return self._answer(404, b"", {})

@@ -69,10 +69,12 @@ archives() {
                     function hex(two) { return 16 * digit(substr(two, 1, 1)) + digit(substr(two, 2, 1)) }
                     function digit(one) { return index("0123456789abcdef", tolower(one)) - 1 }
                     {
+                        # apt sends nothing by plain http unless the entry says so.
+                        plainly = /^http:/ ? "http://" : ""
                         sub(/^[a-z]+:\/\//, ""); at = index($0, "@")
                         user = substr($0, 1, at - 1); host = substr($0, at + 1); sub(/[\/:].*/, "", host)
                         password = index(user, ":") ? substr(user, index(user, ":") + 1) : ""; sub(/:.*/, "", user)
-                        print "machine", host, "login", plain(user), "password", plain(password)
+                        print "machine", plainly host, "login", plain(user), "password", plain(password)
                     }' >>/tmp/netrc
                 main=${main%%://*}://${main#*@}
                 ;;

@@ -124,6 +124,35 @@ def test_what_a_mirror_has_dropped_is_named(mirror: mirrors.Mirror, system: Call
     assert re.search(r"torchdock: drift: neither the Debian mirror nor the snapshot of \S+ gave: tmux", done.stderr)
 
 
+def test_credentials_reach_the_mirror_and_no_output(
+    mirror: mirrors.Mirror, system: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror.token = "anna:hunter2@lab"
+    mirror.changed["/tmux_"] = None  # enough to see that all others came
+    monkeypatch.setenv("TORCHDOCK_APT_MIRROR", mirror.url("debian").replace("://", "://anna:hunter2%40lab@"))
+    done = system()
+    assert "gave: tmux" in done.stderr or "1 from the snapshot" in done.stderr, done.stderr
+    assert "hunter2" not in done.stderr
+    mirror.token = "anna:swordfish"
+    refused = system()
+    if "from the snapshot" not in refused.stderr:
+        assert refused.returncode != 0
+        assert "401" in refused.stderr
+    assert "hunter2" not in refused.stderr
+
+
+def test_a_mistyped_mirror_is_no_drift(
+    mirror: mirrors.Mirror, system: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHDOCK_APT_MIRROR", mirror.url("debian/debain"))
+    done = system()
+    if "from the snapshot" in done.stderr:
+        return
+    assert done.returncode != 0
+    assert "the Debian mirror has no trixie: is its URL that of the archive" in done.stderr
+    assert "drift" not in done.stderr.partition("torchdock: ")[2]
+
+
 @pytest.mark.slow
 def test_drift_takes_what_the_mirror_has(mirror: mirrors.Mirror, system: Callable[..., Any]) -> None:
     done = system(bases.DRIFT)
