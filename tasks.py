@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torchdock.container import Identity, LaunchPlan
     from torchdock.engine import Engine
     from torchdock.gpus import Gpu
-    from torchdock.image import Built, Wishes
+    from torchdock.image import BuildPlan, Built, Wishes
     from torchdock.sources import Sources
     from torchdock.state import CloneState
     from torchdock.variants import Variant
@@ -345,7 +345,15 @@ def _planned_image(engine: Engine, choice: Choice, sources: Sources, wishes: Wis
 
     candidates = image.plans(ROOT, choice.variant, engine, sources, wishes)
     found = image.find(engine, _state(), candidates)
-    return found.image if found else candidates[0].tag
+    return found.image if found else _likely(engine, choice, sources, wishes).tag
+
+
+def _likely(engine: Engine, choice: Choice, sources: Sources, wishes: Wishes) -> BuildPlan:
+    """The build on the base that is there; on the pinned one where none is."""
+    from torchdock import image
+
+    plans = image.plans(ROOT, choice.variant, engine, sources, wishes)
+    return next((plan for plan in plans if engine.image(plan.base.reference)), plans[0])
 
 
 def _show(reporter: Reporter, argv: tuple[str, ...], **more: Any) -> None:
@@ -400,8 +408,10 @@ def build(
     with _running(json) as reporter:
         from torchdock import engine as engines
         from torchdock import image, provision, sources
-        from torchdock.errors import TorchdockError
+        from torchdock.errors import InputError, TorchdockError
 
+        if offline and no_cache:
+            raise InputError("--offline and --no-cache contradict each other: what is not cached would be downloaded.")
         wish = _wish(variant, cuda=cuda, cpu=cpu, devel=devel)
         given = sources.gather()
         # --offline contacts nobody: not for an engine either.
@@ -419,9 +429,8 @@ def build(
                 f"--variant {chosen.name}."
             )
         if dry_run:
-            plans = image.plans(ROOT, chosen, engine, given, wishes)
-            there = next((plan for plan in plans if engine.image(plan.base.reference)), plans[0])
-            return _show(reporter, there.argv, **_told(choice))
+            image.check(ROOT, chosen, engine.architecture, given, wishes)
+            return _show(reporter, _likely(engine, choice, given, wishes).argv, **_told(choice))
         built = _image(reporter, engine, choice, given, wishes)
         if not built.built:
             reporter.say(f"{built.image} is there already; nothing to build")
@@ -759,9 +768,12 @@ def lock(
 
     with _running(json) as reporter:
         from torchdock import debian, locks, resolver, sources, variants
+        from torchdock.errors import InputError
 
         given = sources.gather()
-        only_debian = upgrade == "debian" and variant is None
+        if upgrade == "debian" and variant is not None:
+            raise InputError("--upgrade debian moves the packages that all variants share: leave --variant away.")
+        only_debian = upgrade == "debian"
         suite = variants.get(ROOT, None).base.suite
         with nullcontext() if dry_run else _state().exclusive(reporter):
             found = resolver.Refreshed()
@@ -771,6 +783,10 @@ def lock(
                 files, rows = _refresh_debian(reporter, given, upgrade=upgrade in (True, "debian"), dry_run=dry_run)
                 found.files.update(files)
                 found.differences["Debian"] = rows
+            elif variant is not None and debian.is_older(ROOT, suite):
+                reporter.say(
+                    "The lock of Debian packages is out of date too: `invoke lock` without --variant writes it"
+                )
             if not dry_run:
                 locks.replace(found.files)
         for name, rows in found.differences.items():

@@ -206,7 +206,7 @@ def bootstrap(
             if probe(given, f"{archive[0]}/dists/{base.suite}/InRelease").ok:
                 differs = _debootstrap(tool, private, base, lock, given, log, archive=archive)
         if differs:
-            chosen = candidates[-1]
+            chosen = bootstrapped(root, base, None)
             shown = ", ".join(differs[:5]) + (f" and {len(differs) - 5} more" if len(differs) > 5 else "")
             reporter.fallback(
                 f"neither the Debian mirror nor the snapshot carries the locked packages of the base ({shown}); taking "
@@ -270,8 +270,10 @@ def _debootstrap(
             f"No registry gave the base image, and making it from Debian packages failed: {' '.join(lines[-3:])} "
             f"(log: {log}). Mend that, or name a mirror of it in {BASE_IMAGE_VARIABLE}, then run it again."
         )
+    if lock is None:
+        return []
     there = dict(line.split(" ", 1) for line in manifest.read_text().splitlines())
-    wanted = {one.name: one.version for one in lock.packages if one.section == "base"} if lock is not None else {}
+    wanted = {one.name: one.version for one in lock.packages if one.section == "base"}
     return sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name))
 
 

@@ -179,6 +179,11 @@ def _on_cpu(host: HostFacts, variants: Mapping[str, Variant], ranked: Sequence[V
     else:
         why = "there is no GPU" + (f", as {host.no_gpu_reason}" if host.no_gpu_reason else "")
     warnings: list[str] = []
+    if newest is not None and newest != ranked[0]:  # a lock is missing, or an index
+        warnings.append(f"{ranked[0].name} {_missing(host, ranked[0], remedy=True)}")
+        if newest.torch_release != ranked[0].torch_release:
+            moved = f"{newest.name} has torch {newest.torch_release} instead of {ranked[0].torch_release}"
+            warnings.append(f"{moved}, and numbers move with the version")
     if cuda and newest is not None:
         return _choice(host, ranked, newest, f"the newest CUDA variant, as one is demanded; {why}", warnings)
     if cpu is not None and not cuda and not _missing(host, cpu):
@@ -186,7 +191,7 @@ def _on_cpu(host: HostFacts, variants: Mapping[str, Variant], ranked: Sequence[V
     if newest is not None:
         if cpu is not None:
             told = _missing(host, cpu, remedy=True)
-            warnings = [f"{FALLBACK}{cpu.name} {told}; {newest.name} is taken, whose wheels compute on CPUs too"]
+            warnings.insert(0, f"{FALLBACK}{cpu.name} {told}; {newest.name} is taken, whose wheels compute on CPUs too")
         warnings += _out_of_reach(host, ranked, newest)
         return _choice(host, ranked, newest, f"{why}, and its wheels compute on CPUs too", warnings)
     made = [variant for variant in variants.values() if host.architecture in variant.architectures]

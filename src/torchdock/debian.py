@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchdock.engine import Engine
-from torchdock.errors import InputError, TorchdockError
+from torchdock.errors import InputError, TorchdockError, read_text
 from torchdock.locks import Pin, difference
 from torchdock.process import capture, csv_fields
-from torchdock.sources import Sources
+from torchdock.sources import APT_MIRROR_VARIABLE, Sources
 
 # The engine's word for an architecture, and Debian's.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -97,9 +97,21 @@ def parse(text: str, origin: str) -> DebianLock:
 
 
 def requested(root: Path) -> list[str]:
-    """The names in ``docker/layers/packages.txt``, in its order."""
-    lines = (line.split("#")[0].split() for line in (root / REQUESTED).read_text().splitlines())
-    return [word for words in lines for word in words]
+    """The names in ``docker/layers/packages.txt``, in its order.
+
+    Raises:
+        InputError: a line is no package's name; names it.
+    """
+    names = []
+    for number, line in enumerate(read_text(root / REQUESTED, str(REQUESTED)).splitlines(), 1):
+        name = line.split("#")[0].strip()
+        if name and not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name):
+            raise InputError(
+                f"{REQUESTED}:{number}: {name[:60]!r} is no name of a Debian package. Write one package a line, "
+                "without a version: the lock has it. The locks are unchanged."
+            )
+        names += [name] if name else []
+    return names
 
 
 def _digest(names: Sequence[str]) -> str:
@@ -114,7 +126,7 @@ def read(root: Path, architecture: str) -> DebianLock | None:
     """
     name = f"{ARCHITECTURES.get(architecture, architecture)}.txt"
     path = root / FOLDER / name
-    return parse(path.read_text(), str(FOLDER / name)) if path.is_file() else None
+    return parse(read_text(path, str(FOLDER / name)), str(FOLDER / name)) if path.is_file() else None
 
 
 def check(root: Path, architecture: str, suite: str) -> list[str]:
@@ -195,7 +207,7 @@ def resolve(
         folder = Path(name)
         _hand_over(folder, sources)
         old = root / FOLDER / f"{word}.txt"
-        (folder / "old.txt").write_text(old.read_text() if old.is_file() and not upgrade else "")
+        (folder / "old.txt").write_text(read_text(old, str(FOLDER / old.name)) if old.is_file() and not upgrade else "")
         mounts = {
             root / "docker/layers/common.sh": "/run/common.sh",
             root / "docker/debian-lock.sh": "/run/debian-lock.sh",
@@ -210,10 +222,12 @@ def resolve(
         done = capture([*argv, base, "sh", "/run/debian-lock.sh", word, suite, *names], timeout=600)
     if done.code != 0:
         said = sources.redact(" ".join(done.err.split()))
-        kind = (
-            InputError if re.search("Unable to locate package|has no installation candidate", said) else TorchdockError
-        )
-        raise kind(f"The Debian packages could not be resolved for {word}: {said[-500:]} The locks are unchanged.")
+        unknown = re.search("Unable to locate package|has no installation candidate", said)
+        remedy = f"Check the network and {APT_MIRROR_VARIABLE}; `invoke doctor` tries the mirror."
+        remedy = f"Correct {REQUESTED}." if unknown else remedy
+        kind = InputError if unknown else TorchdockError
+        told = f"The Debian packages could not be resolved for {word}: {said[-400:]}"
+        raise kind(f"{told} {remedy} The locks are unchanged.")
     first, _, rest = done.out.partition("\n")
     header = f"# torchdock: suite={suite} architecture={word} {first} requested={_digest(names)}\n"
     return parse(header + rest, f"the lock resolved for {word}")

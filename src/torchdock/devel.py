@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchdock import locks
-from torchdock.errors import InputError
+from torchdock.errors import InputError, read_text
 from torchdock.locks import Header, Pin
 from torchdock.variants import Variant, numbers
 
@@ -87,7 +87,7 @@ def check(root: Path, variant: Variant, architecture: str) -> None:
     path = file(root, variant)
     if not path.is_file():
         raise _unfit(f"{path.relative_to(root)} is missing", variant)
-    content = path.read_text()
+    content = read_text(path, str(path.relative_to(root)))
     found, wanted = locks.header(content), _header(variant)
     if found is None or replace(found, architectures=wanted.architectures) != wanted:
         raise _unfit(f"{path.relative_to(root)} is not the {LAYER} layer of {variant.name}", variant)

@@ -122,12 +122,13 @@ def examine(state: CloneState, variant: Variant) -> list[Finding]:
     free = shutil.disk_usage(where).free if where else None
     if live:
         found.append(judge_disk(free, str(where), variant, image_there=image_there))
+    settled = True
     try:
         given = sources.gather()
         seen = f"{given.ca}" if given.ca else "none; the ones in the base are used"
         found.append(Finding("sources", "CA bundle", "good", seen))
     except sources.SourceError as error:
-        given = sources.Sources(None, ())
+        given, settled = sources.Sources(None, ()), False
         found.append(Finding("sources", "settings", "error", "one of them cannot be used", str(error)))
     if given.proxies:
         found.append(Finding("sources", "proxies", "good", "set: " + ", ".join(given.proxies)))
@@ -142,6 +143,8 @@ def examine(state: CloneState, variant: Variant) -> list[Finding]:
     with_index = [row for row in ([variant] if variant.index else rows.values()) if row.index and row.locked]
     root_url = variants.torch_index(state.root)
     probes += [lambda row=row: _reach_torch(given, row, root_url) for row in with_index]  # type: ignore[misc]
+    if not settled:  # what would be asked is not what a build would ask
+        probes = []
     if live:
         probes.append(lambda: _reach_registry(live, given, variant))
     with ThreadPoolExecutor() as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class TorchdockError(Exception):
@@ -27,6 +28,19 @@ class BusyError(TorchdockError):
     """Every GPU that would do is in use, try later; exit code 75 (EX_TEMPFAIL of sysexits.h)."""
 
     exit_code = 75
+
+
+def read_text(path: Path, origin: str) -> str:
+    """The text of a file of the repository.
+
+    Raises:
+        InputError: it is missing or no text; names it as ``origin``.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"{origin} cannot be read ({why}). `git checkout {origin}` restores it.") from None
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

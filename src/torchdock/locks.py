@@ -17,7 +17,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from torchdock.errors import InputError
+from torchdock.errors import InputError, read_text
 from torchdock.variants import Variant
 
 # One lock file a layer, from the rarest change to the most frequent. Other files beside them (devel.txt) are other
@@ -135,7 +135,7 @@ def read(root: Path, variant: str) -> dict[str, Pin]:
     pins: dict[str, Pin] = {}
     for path in (folder(root, variant) / f"{layer}.txt" for layer in LAYERS):
         if path.is_file():
-            pins |= parse(path.read_text(), str(path.relative_to(root)))
+            pins |= parse(read_text(path, str(path.relative_to(root))), str(path.relative_to(root)))
     return pins
 
 
@@ -223,7 +223,7 @@ def check(root: Path, variant: Variant, architecture: str) -> list[str]:
     found: Header | None = None
     for layer, name in zip(layers(variant), names, strict=True):
         path = folder(root, variant.name) / name
-        text = path.read_text() if name in there else ""
+        text = read_text(path, str(path.relative_to(root))) if name in there else ""
         found = header(text)
         problem = "is missing" if name not in there else _mismatch(found, variant, layer, architecture)
         if problem:
@@ -233,8 +233,22 @@ def check(root: Path, variant: Variant, architecture: str) -> list[str]:
         locked = pins[name].version if name in pins else "none"
         if locked != wanted:
             raise _unfit(f"The lock of {variant.name} has {name} {locked}, docker/variants.toml says {wanted}", variant)
+    _refuse_incomplete(root, variant, pins)
     assert found is not None  # tools.txt is the last layer
     return _age(root, variant.name, found)
+
+
+def _refuse_incomplete(root: Path, variant: Variant, pins: Mapping[str, Pin]) -> None:
+    """A lock that was resolved from these requirements and lacks one of them was cut."""
+    try:
+        asked = requirements(root)
+    except InputError:
+        return
+    if is_older(root, variant.name, digest(asked.values())):  # then it is said that it is
+        return
+    lacking = [one.name for one in asked.values() if canonicalize_name(one.name) not in pins and one.marker is None]
+    if lacking:
+        raise _unfit(f"The lock of {variant.name} lacks {', '.join(lacking)}, which {REQUIREMENTS} asks for", variant)
 
 
 def _mismatch(found: Header | None, variant: Variant, layer: str, architecture: str) -> str:
@@ -269,7 +283,7 @@ def _age(root: Path, variant: str, tools: Header) -> list[str]:
         return [str(error)]
     if tools.requirements == asked:
         return []
-    return [f"The lock of {variant} is older than {REQUIREMENTS}: `invoke lock` brings it up to date."]
+    return [f"The lock of {variant} is older than {REQUIREMENTS}: `invoke lock` brings it up to date"]
 
 
 def is_older(root: Path, variant: str, asked: str) -> bool:

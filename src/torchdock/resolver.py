@@ -19,7 +19,7 @@ from packaging.version import Version
 
 from torchdock import devel, locks, sources, variants
 from torchdock.console import Reporter
-from torchdock.errors import InputError, TorchdockError, did_you_mean
+from torchdock.errors import InputError, TorchdockError, did_you_mean, read_text
 from torchdock.locks import Pin
 from torchdock.process import capture
 from torchdock.sources import Reach, Sources
@@ -96,7 +96,7 @@ def refresh(
                 rows += locks.difference(before, added)
         found.differences[row.name] = rows
         for path, text in texts.items():
-            if text is None or not path.is_file() or path.read_text() != text:
+            if text is None or not path.is_file() or path.read_bytes() != text.encode():
                 found.files[path] = text
     return found
 
@@ -221,7 +221,9 @@ def _tools(root: Path) -> dict[str, Pin]:
 def _devel(root: Path, variant: Variant) -> dict[str, Pin]:
     """The pins of the devel layer; empty where it has no lock yet."""
     path = devel.file(root, variant)
-    return locks.parse(path.read_text(), str(path.relative_to(root))) if path.is_file() else {}
+    return (
+        locks.parse(read_text(path, str(path.relative_to(root))), str(path.relative_to(root))) if path.is_file() else {}
+    )
 
 
 def _reach(given: Sources, variant: Variant) -> Reach:

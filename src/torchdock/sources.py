@@ -262,7 +262,7 @@ def probe(given: Sources, url: str, *, seconds: float = PROBE_SECONDS) -> Reach:
         # The environment is read for proxies and netrc; the CA is given, whichever variable named it.
         with requests.get(url, timeout=seconds, verify=verify, stream=True) as answer:
             return judge_answer(answer.status_code)
-    except requests.exceptions.RequestException as error:
+    except OSError as error:  # requests' own errors among them, and a CA bundle that is not there
         # What comes before is the request, with its path; the cause is at the end.
         return judge_failure(given.redact(" ".join(str(error).split()).rpartition("Caused by ")[2]))
 

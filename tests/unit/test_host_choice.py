@@ -426,3 +426,10 @@ def test_where_only_an_index_could_help_it_is_asked_before_it_is_refused() -> No
 )
 def test_architectures_have_one_name(machine: str, name: str) -> None:
     assert host.architecture(machine) == name
+
+
+def test_where_the_newest_has_lost_its_lock_another_torch_is_said_aloud() -> None:
+    found = choice.choose(HostFacts("x86_64", "", (), NO_DRIVER, NONE), table(cu130=frozenset()))
+    assert found.variant.name == "cu128"
+    assert any(text.startswith("cu130 has no lock in this clone yet: `invoke lock") for text in found.warnings)
+    assert "cu128 has torch 2.10.0 instead of 2.14.1, and numbers move with the version" in found.warnings

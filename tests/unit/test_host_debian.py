@@ -68,8 +68,22 @@ def test_the_locks_of_this_tree_are_up_to_date(architecture: str) -> None:
 
 
 def test_packages_have_a_why_that_is_no_package(clone: Path) -> None:
-    (clone / debian.REQUESTED).write_text("# all\n\ngcc  # compiles\ngit tmux\n")
-    assert debian.requested(clone) == ["gcc", "git", "tmux"]
+    (clone / debian.REQUESTED).write_text("# all\n\ngcc  # compiles\ng++\n")
+    assert debian.requested(clone) == ["gcc", "g++"]
+
+
+@pytest.mark.parametrize("line", ["two words", "; rm -rf /", "-o Dir=/", "cowsay=1.0", "Gcc"])
+def test_what_is_no_package_is_told_with_its_line(clone: Path, line: str) -> None:
+    (clone / debian.REQUESTED).write_text(f"gcc\n{line}\n")
+    with pytest.raises(InputError, match=r"docker/layers/packages\.txt:2: .* is no name of a Debian package"):
+        debian.requested(clone)
+
+
+@pytest.mark.parametrize("name", ["docker/layers/packages.txt", "docker/locks/debian/amd64.txt"])
+def test_what_is_no_text_is_told(clone: Path, name: str) -> None:
+    (clone / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=f"{name} cannot be read .it is no text"):
+        debian.check(clone, "x86_64", "trixie")
 
 
 def test_a_lock_older_than_its_packages_is_noticed(clone: Path) -> None:

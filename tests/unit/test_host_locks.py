@@ -281,7 +281,7 @@ def test_a_lock_older_than_its_requirements_is_a_warning(clone: Path) -> None:
     with (clone / "docker/requirements.in").open("a") as requirements:
         requirements.write("einops\n")
     assert locks.check(clone, VARIANTS["cpu"], "x86_64") == [
-        "The lock of cpu is older than docker/requirements.in: `invoke lock` brings it up to date."
+        "The lock of cpu is older than docker/requirements.in: `invoke lock` brings it up to date"
     ]
     digest = locks.digest(locks.requirements(clone).values())
     assert locks.is_older(clone, "cpu", digest) and not locks.is_older(clone, "cu126", digest)
@@ -464,3 +464,13 @@ def test_the_builds_own_uv_is_pinned() -> None:
 def test_the_lock_decides_the_image() -> None:
     inputs = {path.name for path in image.input_files(ROOT, VARIANT)}
     assert {f"{layer}.txt" for layer in locks.LAYERS} <= inputs
+
+
+def test_a_lock_that_was_cut_is_refused(tmp_path: Path) -> None:
+    """At the boundary of a package each line is good; that one is missing shows by what was asked for."""
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    path = tmp_path / "docker/locks/cu130/tools.txt"
+    whole = path.read_text()
+    path.write_text(whole[: whole.index("\nnumpy==") + 1])
+    with pytest.raises(InputError, match=r"The lock of cu130 lacks .*numpy.* which docker/requirements\.in asks for"):
+        locks.check(tmp_path, variants.get(tmp_path, "cu130"), "x86_64")
