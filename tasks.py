@@ -167,7 +167,7 @@ def _image(reporter: Reporter, engine: Engine, choice: Choice, sources: Sources,
     for warning in image.check(ROOT, variant, engine.architecture, sources, wishes):
         reporter.fallback(warning)
     candidates = image.plans(ROOT, variant, engine, sources, wishes)
-    found = None if wishes.no_cache else image.find(engine, state, candidates[:1] if wishes.locked else candidates)
+    found = None if wishes.no_cache else image.find(engine, image.acceptable(candidates, wishes))
     if found is not None:
         return found
     with state.exclusive(reporter):
@@ -188,12 +188,13 @@ def _refresh_debian(
     engine = engines.require()
     base = variants.get(ROOT, None).base
     choices = bases.choices(ROOT, base, engine.architecture, given)
-    if dry_run:
-        there = next((choice for choice in choices if engine.image(choice.reference) is not None), None)
-        if there is None:
-            reporter.say("The Debian packages would be resolved in a container of the base, which is not here yet")
-            return {}, []
-    chosen = there if dry_run and there else bases.obtain(engine, ROOT, base, choices, given, reporter)
+    if not dry_run:
+        chosen = bases.obtain(engine, ROOT, base, choices, given, reporter)
+    elif there := [choice for choice in choices if engine.image(choice.reference) is not None]:
+        chosen = there[0]
+    else:
+        reporter.say("The Debian packages would be resolved in a container of the base, which is not here yet")
+        return {}, []
     with reporter.step("Resolving Debian packages"):
         return debian.refresh(engine, ROOT, chosen.reference, base.suite, given, upgrade=upgrade)
 
@@ -260,7 +261,7 @@ def _choose(
     def built(variant: Variant) -> bool:
         if engine is None or wanted.no_cache:
             return False
-        return image.find(engine, _state(), image.plans(ROOT, variant, engine, sources, wanted)) is not None
+        return image.find(engine, image.plans(ROOT, variant, engine, sources, wanted)) is not None
 
     chosen = choice.decide(**wish, reaches=reaches, built=built, thrifty=thrifty)
     if wanted.target == image.DEVEL:
@@ -344,7 +345,7 @@ def _planned_image(engine: Engine, choice: Choice, sources: Sources, wishes: Wis
     from torchdock import image
 
     candidates = image.plans(ROOT, choice.variant, engine, sources, wishes)
-    found = image.find(engine, _state(), candidates)
+    found = image.find(engine, candidates)
     return found.image if found else _likely(engine, choice, sources, wishes).tag
 
 
@@ -422,7 +423,7 @@ def build(
         choice = _choose(wish, given, engine, wishes, thrifty=offline and not locked)
         chosen = choice.variant
         # With --dry-run stdout is the command alone.
-        _tell(type(reporter)(as_json=True) if dry_run else reporter, choice)
+        _tell(reporter.aside if dry_run else reporter, choice)
         if locked and choice.fallbacks:
             raise TorchdockError(
                 f"--locked refuses a fallback, and {choice.fallbacks[0]}. Mend that, or name the variant: "
@@ -464,7 +465,7 @@ def up(
                 return reporter.document({"dry_run": True, "argv": []})
             who = container.identity(engine)
             choice = _choose(wish, given, engine, wishes)
-            _tell(type(reporter)(as_json=True), choice)  # stdout is the command alone
+            _tell(reporter.aside, choice)  # stdout is the command alone
             image = _planned_image(engine, choice, given, wishes)
             planned = _up_plan(engine, image, who, given, choice, gpus, container.check_workspace(folder, who))
             return _show(reporter, planned.argv, **_told(choice))
@@ -600,7 +601,7 @@ def _attached(
     options: dict[str, Any] = {"role": role, "command": command, "tty": tty}
     choice = _choose(wish, given, engine, wishes, thrifty=True)
     # A command's stdout is its own: what torchdock has to say goes to stderr.
-    aside = type(reporter)(as_json=True)
+    aside = reporter.aside
     _tell(aside, choice, reason=False)
     if dry_run:
         image = _planned_image(engine, choice, given, wishes)
@@ -653,7 +654,7 @@ def test(
             )
         engine = engines.require()
         choice = _choose(wish, given, engine, wishes, thrifty=True)
-        _tell(type(reporter)(as_json=True) if dry_run else reporter, choice, reason=False)
+        _tell(reporter.aside if dry_run else reporter, choice, reason=False)
         chosen = _pick_gpus(choice, gpus)
         if gpu and gpus is None and not chosen:
             raise TorchdockError(f"--gpu demands a GPU, and {choice.refusal}")
@@ -773,17 +774,17 @@ def lock(
         given = sources.gather()
         if upgrade == "debian" and variant is not None:
             raise InputError("--upgrade debian moves the packages that all variants share: leave --variant away.")
-        only_debian = upgrade == "debian"
-        suite = variants.get(ROOT, None).base.suite
+        moves = upgrade in (True, "debian")
+        stale = debian.is_older(ROOT, variants.get(ROOT, None).base.suite)
         with nullcontext() if dry_run else _state().exclusive(reporter):
             found = resolver.Refreshed()
-            if not only_debian:
+            if upgrade != "debian":
                 found = resolver.refresh(ROOT, given, reporter, variant=variant, upgrade=upgrade)
-            if variant is None and (upgrade in (True, "debian") or debian.is_older(ROOT, suite)):
-                files, rows = _refresh_debian(reporter, given, upgrade=upgrade in (True, "debian"), dry_run=dry_run)
+            if variant is None and (moves or stale):
+                files, rows = _refresh_debian(reporter, given, upgrade=moves, dry_run=dry_run)
                 found.files.update(files)
                 found.differences["Debian"] = rows
-            elif variant is not None and debian.is_older(ROOT, suite):
+            elif stale:
                 reporter.say(
                     "The lock of Debian packages is out of date too: `invoke lock` without --variant writes it"
                 )
@@ -837,7 +838,7 @@ def verify(
         given = sources.gather()
         engine = engines.require()
         # With --dry-run stdout is the command alone.
-        aside = type(reporter)(as_json=True) if dry_run else reporter
+        aside = reporter.aside if dry_run else reporter
         if image is not None:
             chosen = verifying.variant_of(engine, ROOT, image, variant)
         else:

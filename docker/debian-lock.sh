@@ -7,7 +7,7 @@ architecture=$1
 suite=$2
 shift 2
 archives
-mkdir -p /tmp/apt/lists/partial /tmp/apt/cache/archives/partial /tmp/apt/preferences
+mkdir -p /tmp/apt/lists/partial /tmp/apt/cache/archives/partial
 : >/tmp/apt/status # as if nothing were installed: the whole closure is resolved
 apt="$apt -o APT::Architecture=$architecture -o APT::Architectures::=$architecture -o Acquire::ForceHash=SHA256
     -o Dir::State=/tmp/apt -o Dir::State::status=/tmp/apt/status -o Dir::Cache=/tmp/apt/cache
@@ -40,8 +40,8 @@ if [ -s /run/old.txt ]; then
                 check-valid-until=no >/tmp/apt/sources.list
             # shellcheck disable=SC2086
             quietly apt-get $apt update -qq -o APT::Update::Error-Mode=any
+            index >/tmp/index
         fi
-        index >/tmp/index
     fi
     awk '!/^#/ { printf "Package: %s\nPin: version %s\nPin-Priority: 1001\n\n", $2, $3 }' /run/old.txt >/tmp/apt/pins
 fi

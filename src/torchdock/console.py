@@ -29,6 +29,11 @@ class Reporter:
         if not self.console.is_terminal:
             self.console.width = 120
 
+    @property
+    def aside(self) -> Reporter:
+        """One whose text goes to stderr, where stdout is for something else: a command, or a command's output."""
+        return Reporter(as_json=True)
+
     def say(self, text: str) -> None:
         """One line of plain text (no markup is read in it)."""
         self.console.print(text, markup=False)

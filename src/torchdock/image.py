@@ -191,13 +191,14 @@ def plans(root: Path, variant: Variant, engine: Engine, sources: Sources, wishes
     return [plan(root, variant, base, sources, builder=builder, wishes=wishes) for base in choices]
 
 
-def _acceptable(candidates: list[BuildPlan], wishes: Wishes) -> list[BuildPlan]:
+def acceptable(candidates: list[BuildPlan], wishes: Wishes) -> list[BuildPlan]:
+    """Those of the plans whose image would do as it is wanted."""
     if wishes.base is not None:
         return [candidate for candidate in candidates if candidate.base == wishes.base]
     return candidates[:1] if wishes.locked else candidates
 
 
-def find(engine: Engine, state: CloneState, candidates: list[BuildPlan]) -> Built | None:
+def find(engine: Engine, candidates: list[BuildPlan]) -> Built | None:
     """The image of the first of these plans that the engine has already."""
     started = time.monotonic()
     for candidate in candidates:
@@ -267,7 +268,7 @@ def ensure(
     warnings = check(state.root, variant, engine.architecture, sources, wishes)
     candidates = plans(state.root, variant, engine, sources, wishes)
     if not wishes.no_cache and wishes.tag is None:
-        found = find(engine, state, _acceptable(candidates, wishes))
+        found = find(engine, acceptable(candidates, wishes))
         if found is not None:
             return found
     if not engine.facts.buildx:

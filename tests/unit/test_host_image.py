@@ -284,26 +284,25 @@ def test_no_cache_is_passed_on(no_cache: bool) -> None:
 # --- what is there already ---
 
 
-def test_the_image_of_the_preferred_plan_is_found_first(tmp_path: Path) -> None:
+def test_the_image_of_the_preferred_plan_is_found_first() -> None:
     candidates = image.plans(ROOT, VARIANT, TableEngine(), NOTHING)
-    state = CloneState(tmp_path)
     both = TableEngine(images=[plan.tag for plan in candidates])
-    found = image.find(both, state, candidates)
+    found = image.find(both, candidates)
     assert found and (found.image, found.source, found.built, found.fallbacks) == (
         candidates[0].tag,
         "registry",
         False,
         [],
     )
-    made = image.find(TableEngine(images=[candidates[1].tag]), state, candidates)
+    made = image.find(TableEngine(images=[candidates[1].tag]), candidates)
     assert made and (made.image, made.source) == (candidates[1].tag, "bootstrapped")
     assert "made from Debian packages" in made.fallbacks[0]
-    assert image.find(TableEngine(), state, candidates) is None
+    assert image.find(TableEngine(), candidates) is None
 
 
-def test_a_found_image_is_told_like_a_built_one(tmp_path: Path) -> None:
+def test_a_found_image_is_told_like_a_built_one() -> None:
     candidates = image.plans(ROOT, VARIANT, TableEngine(), NOTHING)
-    found = image.find(TableEngine(images=[candidates[3].tag]), CloneState(tmp_path), candidates)
+    found = image.find(TableEngine(images=[candidates[3].tag]), candidates)
     assert found and len(found.fallbacks) == 2
     assert found.document() | {"seconds": 0, "fallbacks": []} == {
         "variant": "cu130",

@@ -121,9 +121,7 @@ class Place:
         monkeypatch.setattr(host, "architecture", lambda: "x86_64")
         monkeypatch.setattr(sources, "probe", self._probe)
         monkeypatch.setattr(image, "plans", lambda root, variant, *more: variant)
-        monkeypatch.setattr(
-            image, "find", lambda engine, state, variant: variant if variant.name in self.images else None
-        )
+        monkeypatch.setattr(image, "find", lambda engine, variant: variant if variant.name in self.images else None)
 
     def _probe(self, given: Sources, url: str, **_: float) -> Reach:
         self.asked.append(url)

@@ -358,7 +358,7 @@ def test_a_kept_second_build_saves_no_build_its_disk(
     engine.known["torchdock/cu130:bbb"] = HAVE
     run(builds, verify.plan(engine, state, VARIANT, SOURCES))
     assert engine.known.pop("torchdock/cu130:bbb") and "torchdock/verify:bbb-c10ne" in engine.known
-    assert image.find(engine, state, image.plans(ROOT, VARIANT, engine, SOURCES)) is None
+    assert image.find(engine, image.plans(ROOT, VARIANT, engine, SOURCES)) is None
     state.root = ROOT  # what a build is made from; the records stay where they are
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free=VARIANT.build_bytes - 1))
