@@ -67,6 +67,7 @@ FROM tools AS configured
 # Constants of the lock only: where the bits came from on a given day belongs to the build record, not here.
 LABEL dev.torchdock.variant="cpu"
 # The environment is on for every process of the container, not only for login shells.
+# pip and uv add to it and leave torch and CUDA as they are (layers/suite.sh); from the cache, a volume, they copy.
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     VIRTUAL_ENV=/opt/venv \
     LANG=C.UTF-8 \
@@ -76,10 +77,17 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     TRITON_CACHE_DIR=/cache/triton \
     HF_HOME=/cache/huggingface \
-    IPYTHONDIR=/cache/ipython
+    IPYTHONDIR=/cache/ipython \
+    PIP_CONSTRAINT=/opt/torchdock/constraints.txt \
+    UV_CONSTRAINT=/opt/torchdock/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/opt/torchdock/build-constraints.txt \
+    UV_BUILD_CONSTRAINT=/opt/torchdock/build-constraints.txt \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    UV_LINK_MODE=copy
 WORKDIR /workspace
-# tini reaps orphans and hands signals on; the entrypoint gives the caller's UID a name, a HOME and a thread count.
-ENTRYPOINT ["/usr/bin/tini", "--", "/opt/torchdock/docker/entrypoint.sh"]
+# It takes the leases of GPUs and becomes tini, which reaps orphans and hands signals on; the entrypoint after it gives the
+# caller's UID a name, a HOME and a thread count.
+ENTRYPOINT ["/opt/torchdock/docker/init.sh"]
 CMD ["bash"]
 
 FROM configured AS environment
@@ -88,6 +96,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # RUN and not COPY: file modes and times of a clone differ from machine to machine, this layer must not.
 RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
     --mount=type=bind,source=docker/entrypoint.sh,target=/run/clone/docker/entrypoint.sh \
+    --mount=type=bind,source=docker/init.sh,target=/run/clone/docker/init.sh \
     --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/clone/docker/locks/cpu/torch.txt \
     --mount=type=bind,source=docker/locks/cpu/tools.txt,target=/run/clone/docker/locks/cpu/tools.txt \
     --mount=type=bind,source=src/torchdock,target=/run/clone/src/torchdock \

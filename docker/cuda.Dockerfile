@@ -89,6 +89,7 @@ ARG VARIANT
 # Constants of the lock only: where the bits came from on a given day belongs to the build record, not here.
 LABEL dev.torchdock.variant="${VARIANT}"
 # The environment is on for every process of the container, not only for login shells.
+# pip and uv add to it and leave torch and CUDA as they are (layers/suite.sh); from the cache, a volume, they copy.
 # NVIDIA_VISIBLE_DEVICES stays unset: which GPUs a container sees is decided at launch, never in the image.
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     VIRTUAL_ENV=/opt/venv \
@@ -102,10 +103,17 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     TRITON_CACHE_DIR=/cache/triton \
     HF_HOME=/cache/huggingface \
-    IPYTHONDIR=/cache/ipython
+    IPYTHONDIR=/cache/ipython \
+    PIP_CONSTRAINT=/opt/torchdock/constraints.txt \
+    UV_CONSTRAINT=/opt/torchdock/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/opt/torchdock/build-constraints.txt \
+    UV_BUILD_CONSTRAINT=/opt/torchdock/build-constraints.txt \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    UV_LINK_MODE=copy
 WORKDIR /workspace
-# tini reaps orphans and hands signals on; the entrypoint gives the caller's UID a name, a HOME and a thread count.
-ENTRYPOINT ["/usr/bin/tini", "--", "/opt/torchdock/docker/entrypoint.sh"]
+# It takes the leases of GPUs and becomes tini, which reaps orphans and hands signals on; the entrypoint after it gives the
+# caller's UID a name, a HOME and a thread count.
+ENTRYPOINT ["/opt/torchdock/docker/init.sh"]
 CMD ["bash"]
 
 FROM configured AS nvcc
@@ -141,6 +149,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # As in `environment` below, and with the lock of the compiler.
 RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
     --mount=type=bind,source=docker/entrypoint.sh,target=/run/clone/docker/entrypoint.sh \
+    --mount=type=bind,source=docker/init.sh,target=/run/clone/docker/init.sh \
     --mount=type=bind,source=docker/locks/${VARIANT},target=/run/clone/docker/locks/${VARIANT} \
     --mount=type=bind,source=src/torchdock,target=/run/clone/src/torchdock \
     --mount=type=bind,source=tests/container,target=/run/clone/tests/container \
@@ -154,6 +163,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # The locks one by one: devel.txt names packages that are not in this image.
 RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
     --mount=type=bind,source=docker/entrypoint.sh,target=/run/clone/docker/entrypoint.sh \
+    --mount=type=bind,source=docker/init.sh,target=/run/clone/docker/init.sh \
     --mount=type=bind,source=docker/locks/${VARIANT}/cuda.txt,target=/run/clone/docker/locks/${VARIANT}/cuda.txt \
     --mount=type=bind,source=docker/locks/${VARIANT}/torch.txt,target=/run/clone/docker/locks/${VARIANT}/torch.txt \
     --mount=type=bind,source=docker/locks/${VARIANT}/tools.txt,target=/run/clone/docker/locks/${VARIANT}/tools.txt \
