@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import platform
 import re
-from collections.abc import Sequence
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# How long the driver may take to answer: it is asked about no more than a few dozen things.
+ANSWER_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class NvmlDevice:
     """One GPU, or one MIG instance of it, as NVML names it.
 
-    uuid: without the prefix ``GPU-`` or ``MIG-``, lower case, as torch spells it.
-    memory: bytes in all, the part that the driver reserves included.
+    uuid: a plain one, see ``plain``. memory: bytes in all, the part that the driver reserves included; None for a part
+    that shares the host's memory. bus: the PCI address of the GPU ("0000:17:00.0"), None where it has none.
     """
 
     uuid: str
     name: str
-    memory: int
+    memory: int | None
     mig: bool
+    bus: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,13 +41,50 @@ class Nvml:
     cuda: int
     devices: tuple[NvmlDevice, ...]
 
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"driver": self.driver, "cuda": self.cuda, "devices": [vars(device) for device in self.devices]}
+
+
+def plain(uuid: Any) -> str:
+    """Return a UUID without its prefix ``GPU-`` or ``MIG-``, in lower case: NVML, torch and labels differ in that."""
+    return re.sub(r"^(GPU|MIG)-", "", _text(uuid).strip(), flags=re.IGNORECASE).lower()
+
+
+def address(text: str) -> str | None:
+    """Return a PCI address as Linux spells it: "0000:17:00.0" of NVML's "00000000:17:00.0"; None for what is none."""
+    match = re.fullmatch(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", text.strip().lower())
+    return match and f"{int(match[1], 16):04x}:{match[2]}:{match[3]}.{match[4]}"
+
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def nvml() -> Nvml:
-    """Ask NVML. Raises RuntimeError, in words, where the driver or its library is not there."""
+def nvml(seconds: float = ANSWER_SECONDS) -> Nvml:
+    """Ask NVML. Raises RuntimeError, in words, where the driver or its library is not there or does not answer in time.
+
+    A driver that hangs holds whoever asked it, and nothing can end that: it is asked by a thread that is left behind.
+    """
+    answers: list[Nvml | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(_ask())
+        except Exception as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answers:
+        raise RuntimeError(f"NVML gave no answer within {seconds:g} s: the driver hangs")
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    return answers[0]
+
+
+def _ask() -> Nvml:
     import pynvml
 
     try:
@@ -46,19 +93,42 @@ def nvml() -> Nvml:
         raise RuntimeError(f"NVML does not answer: {error}") from error
     try:
         devices = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            instances = _mig_instances(pynvml, handle)
-            for unit in instances or [handle]:
-                uuid = re.sub(r"^(GPU|MIG)-", "", _text(pynvml.nvmlDeviceGetUUID(unit))).lower()
-                memory = int(pynvml.nvmlDeviceGetMemoryInfo(unit).total)
-                devices.append(NvmlDevice(uuid, _text(pynvml.nvmlDeviceGetName(handle)), memory, bool(instances)))
+        for handle, own, instances in units(pynvml):
+            bus = _or_none(pynvml, pynvml.nvmlDeviceGetPciInfo, handle)
+            for uuid, unit in instances.items() or [(own, handle)]:
+                memory = _or_none(pynvml, pynvml.nvmlDeviceGetMemoryInfo, unit)
+                devices.append(
+                    NvmlDevice(
+                        uuid=uuid,
+                        name=_text(pynvml.nvmlDeviceGetName(handle)),
+                        memory=memory and int(memory.total),
+                        mig=bool(instances),
+                        bus=bus and address(_text(bus.busId)),
+                    )
+                )
         driver = _text(pynvml.nvmlSystemGetDriverVersion())
         return Nvml(driver, int(pynvml.nvmlSystemGetCudaDriverVersion()), tuple(devices))
     except pynvml.NVMLError as error:
         raise RuntimeError(f"NVML answers with an error: {error}") from error
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _or_none(pynvml: Any, call: Callable[[Any], Any], unit: Any) -> Any:
+    """What a part does not tell is None: parts with unified memory have no memory of their own."""
+    try:
+        return call(unit)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return None
+
+
+def units(pynvml: Any) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+    """Yield each GPU of an open NVML: its handle, its plain UUID, its MIG instances as {plain UUID: handle}."""
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        instances = {plain(pynvml.nvmlDeviceGetUUID(unit)): unit for unit in _mig_instances(pynvml, handle)}
+        yield handle, plain(pynvml.nvmlDeviceGetUUID(handle)), instances
 
 
 def _mig_instances(pynvml: Any, handle: Any) -> list[Any]:
@@ -75,6 +145,98 @@ def _mig_instances(pynvml: Any, handle: Any) -> list[Any]:
         except pynvml.NVMLError:
             continue  # Instances need not be numbered without gaps.
     return found
+
+
+def assigned(variable: str | None) -> list[str] | None:
+    """Return the plain UUIDs that the launch gave this container, None where nobody said. variable: TORCHDOCK_GPUS."""
+    return None if variable is None else [plain(uuid) for uuid in variable.split(",") if uuid.strip()]
+
+
+def visible(setting: str | None, uuids: Sequence[str]) -> list[str]:
+    """Return the plain UUIDs that CUDA shows, in its order, with this CUDA_VISIBLE_DEVICES. Pure.
+
+    uuids: plain ones of all GPUs in the order of the PCI bus. What is no number or UUID of theirs ends the list.
+    """
+    if setting is None:
+        return list(uuids)
+    shown: list[str] = []
+    for word in setting.split(","):
+        if re.fullmatch(r"\s*\d+\s*", word):
+            match = list(uuids[int(word) : int(word) + 1])
+        else:
+            match = [uuid for uuid in uuids if plain(word) and uuid.startswith(plain(word))]
+        if len(match) != 1:
+            break
+        shown += match
+    return shown
+
+
+def several() -> bool:
+    """Whether CUDA shows a process two GPUs or more; of MIG instances it shows one. Asks NVML, needs no torch."""
+    try:
+        found = nvml().devices
+    except (RuntimeError, ImportError):
+        return False
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(visible(setting, [device.uuid for device in found if not device.mig])) > 1
+
+
+def settings(uuids: Sequence[str], mig: bool = False) -> list[str | None]:
+    """Return the values of CUDA_VISIBLE_DEVICES that are tried. mig: the UUIDs are of instances: they have no index."""
+    found: list[str | None] = [None, "", ",".join(f"{'MIG' if mig else 'GPU'}-{uuid}" for uuid in uuids[:1])]
+    if not mig:
+        indices = [str(index) for index in range(len(uuids))]
+        found += [*indices, ",".join(reversed(indices))]
+    return list(dict.fromkeys(found))
+
+
+def cuda() -> list[dict[str, Any]]:
+    """Return what torch sees, in its order: {"uuid": plain, "name", "memory": bytes, "bus": PCI address}."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        one = torch.cuda.get_device_properties(index)
+        bus = f"{one.pci_domain_id:04x}:{one.pci_bus_id:02x}:{one.pci_device_id:02x}.0"
+        found.append({"uuid": plain(one.uuid), "name": one.name, "memory": int(one.total_memory), "bus": bus})
+    return found
+
+
+def seen_with(values: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Return what torch and NVML see in a new process for each value of CUDA_VISIBLE_DEVICES, indices by the PCI bus.
+
+    As {"cuda": see ``cuda``, "nvml": plain UUIDs}. Raises RuntimeError, with its last words, where a process fails.
+    """
+    command = [sys.executable, "-m", "torchdock.inside.devices", json.dumps(list(values))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    if done.returncode != 0:
+        raise RuntimeError(f"a process that only lists GPUs failed: {' '.join(done.stderr.split())[-500:]}")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def main(values: Sequence[str | None]) -> None:
+    """Print what ``seen_with`` returns. CUDA reads the variable once in a process: each value has its own child."""
+    import torch  # noqa: F401  (before the fork: it takes seconds; CUDA starts after it)
+
+    found = []
+    for value in values:
+        read, write = os.pipe()
+        if (pid := os.fork()) == 0:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            os.environ.update(
+                {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | ({} if value is None else {"CUDA_VISIBLE_DEVICES": value})
+            )
+            seen = {"cuda": cuda(), "nvml": [device.uuid for device in nvml().devices]}
+            os.write(write, json.dumps(seen).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as answer:
+            found.append(json.loads(answer.read() or "null"))
+        os.waitpid(pid, 0)
+    if None in found:
+        sys.exit(f"CUDA_VISIBLE_DEVICES={values[found.index(None)]!r}")
+    print(json.dumps(found))
 
 
 def judge_gpu(count: int, names: Sequence[str], driver: str, build: str | None, silence: str) -> str | None:
@@ -153,3 +315,7 @@ def versions() -> dict[str, str | None]:
         return {**found, "torch": None, "cuda": None, "cudnn": None}
     cudnn = torch.backends.cudnn.version()
     return {**found, "torch": str(torch.__version__), "cuda": torch.version.cuda, "cudnn": cudnn and str(cudnn)}
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

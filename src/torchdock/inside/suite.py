@@ -2,62 +2,125 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
+import struct
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-# Checks that must have run, by selection: fewer is a failure, so a lost file or a silent skip cannot pass.
-# A check added or removed is a number changed here.
-COMMITTED = {"quick": 81, "default": 84, "gpu": 96, "quick-gpu": 90}
-# So many more where torchdock launched the container (TORCHDOCK_LAUNCHED=1): they check that launch's privileges.
-COMMITTED_LAUNCHED = 2
-# So many more with --devel, and those among them that need a GPU.
-COMMITTED_DEVEL, COMMITTED_DEVEL_GPU = 7, 1
+# The file beside the checks that says how many there are: one lost, or silently skipped, is a failure with a name.
+COMMITTED = "committed.txt"
+# What a check needs besides torch. `select` is told which of these are there; checks marked with another do not run.
+NEEDS = ("gpu", "gpus", "launched", "devel", "image")
+
+# What the image has and another environment with torch may lack: there, what needs it is left out, and it is told.
+OPTIONAL = {
+    "torchvision": "torchvision",
+    "PIL": "Pillow",
+    "pynvml": "nvidia-ml-py",
+    "tensorboard": "tensorboard",
+    "expecttest": "expecttest",
+}  # by module, what is installed for it
 
 # How check tells recorder, in pytest's process, where to write events and whether a GPU is demanded.
 EVENTS = "TORCHDOCK_CHECK_EVENTS"
 GPU = "TORCHDOCK_CHECK_GPU"
+# How check tells the checks of speed the share of a GPU's peak that they demand.
+MIN_SHARE = "TORCHDOCK_CHECK_MIN_SHARE"
 
 MARKERS = {
     "quick": "among the few that `make up` runs",
     "gpu": "needs a GPU; without one it fails",
+    "gpus": "needs two GPUs, beside the marker gpu; with one it does not run",
     "launched": "only where torchdock launched the container",
     "devel": "needs the compiler of the devel image; without it it fails",
+    "image": "what torchdock's image alone promises; in another environment it does not run",
     "limit": "limit(seconds, grace=30): its own time limit",
 }
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which checks run. name: a key of COMMITTED, and ``-devel`` where those are among them.
+    """Which checks run.
 
-    markers: pytest's -m expression. expression: the user's -k.
+    name: ``default``, ``quick``, ``gpu`` or ``quick-gpu``; ``-devel`` is added where the compiler's are among them.
+    markers: pytest's -m expression. committed: {topic: checks that must have run}. expression: the user's -k.
+    without: topics whose files are not even read.
     """
 
     name: str
     markers: str
     gpu: bool
-    committed: int
+    committed: Mapping[str, int]
     expression: str | None = None
+    without: tuple[str, ...] = ()
 
 
-def select(quick: bool, gpu: bool, launched: bool, expression: str | None = None, *, devel: bool = False) -> Selection:
-    """Return the selection of the options; ``launched`` says whether torchdock launched this container.
+# {topic: {markers of a check: how many have just these}}; markers are those of NEEDS, and ``quick``.
+Counts = Mapping[str, Mapping[frozenset[str], int]]
 
-    ``devel`` adds the checks of the compiler, also to the quick ones.
+
+def read_counts(text: str) -> dict[str, dict[frozenset[str], int]]:
+    """Return the counts of a text with a line a topic, such as ``compile: plain 2, quick 1, quick+gpu 3``.
+
+    ``plain`` stands for no marker. Raises ValueError for a line that is none, and for a topic that has two (which a
+    merge may leave behind).
     """
+    found: dict[str, dict[frozenset[str], int]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        topic, colon, rest = line.partition("#")[0].partition(":")
+        if not topic.strip():
+            continue
+        counts = {}
+        for part in rest.split(","):
+            markers, _, count = part.strip().partition(" ")
+            kinds = frozenset(markers.split("+")) - {"plain"}
+            if not colon or not count.isdecimal() or kinds - {"quick", *NEEDS} or kinds in counts:
+                raise ValueError(f"{COMMITTED}: line {number} says no number of checks: {line!r}")
+            counts[kinds] = int(count)
+        if topic.strip() in found:
+            raise ValueError(f"{COMMITTED}: line {number} is a second one for {topic.strip()}: one must go")
+        found[topic.strip()] = counts
+    return found
+
+
+def write_counts(counts: Counts) -> str:
+    """Return the lines that ``read_counts`` reads, sorted by topic."""
+    lines = []
+    for topic, kinds in sorted(counts.items()):
+        named = {"+".join(one for one in ("quick", *NEEDS) if one in kind) or "plain": n for kind, n in kinds.items()}
+        lines.append(f"{topic}: {', '.join(f'{name} {number}' for name, number in sorted(named.items()))}\n")
+    return "".join(lines)
+
+
+def select(
+    quick: bool, has: Collection[str], counts: Counts, expression: str | None = None, without: Sequence[str] = ()
+) -> Selection:
+    """Return the selection of the options. has: those of NEEDS that are there. counts: of all checks.
+
+    The compiler's checks (``devel``) are also among the quick ones.
+    """
+    devel = "devel" in has
     terms = ["(quick or devel)" if devel else "quick"] if quick else []
-    terms += [f"not {term}" for term, wanted in (("gpu", gpu), ("launched", launched), ("devel", devel)) if not wanted]
-    name = {(False, False): "default", (True, False): "quick", (False, True): "gpu", (True, True): "quick-gpu"}
-    chosen = name[quick, gpu]
-    committed = COMMITTED[chosen] + (COMMITTED_LAUNCHED if launched else 0)
-    if devel:
-        chosen, committed = f"{chosen}-devel", committed + COMMITTED_DEVEL + (COMMITTED_DEVEL_GPU if gpu else 0)
-    return Selection(chosen, " and ".join(terms), gpu, committed, expression)
+    terms += [f"not {need}" for need in NEEDS if need not in has]
+    name = "-".join(word for word in ("quick" * quick, "gpu" * ("gpu" in has)) if word) or "default"
+
+    def runs(kind: frozenset[str]) -> bool:
+        return kind - {"quick"} <= set(has) and (not quick or "quick" in kind or "devel" in kind)
+
+    sums = {
+        topic: sum(n for kind, n in kinds.items() if runs(kind))
+        for topic, kinds in counts.items()
+        if topic not in without
+    }
+    committed = {topic: number for topic, number in sums.items() if number}
+    name += "-devel" * devel + "".join(f" without {topic}" for topic in without)
+    return Selection(name, " and ".join(terms), "gpu" in has, committed, expression, tuple(without))
 
 
 def pytest_arguments(selection: Selection, suite: str, junit: str | None) -> list[str]:
@@ -68,6 +131,7 @@ def pytest_arguments(selection: Selection, suite: str, junit: str | None) -> lis
         arguments += ["-p", plugin]
     arguments += ["--strict-markers", "-o", "xfail_strict=true", "-o", "junit_family=xunit2"]
     arguments += ["--continue-on-collection-errors", "--import-mode=importlib", "--tb=long", "-m", selection.markers]
+    arguments += [f"--ignore={suite}/test_{topic}.py" for topic in selection.without]
     if selection.expression is not None:
         arguments += ["-k", selection.expression]
     if junit is not None:
@@ -99,7 +163,12 @@ class Check:
     @property
     def topic(self) -> str:
         """The file's subject: ``tensors`` of ``test_tensors.py::test_views``."""
-        return self.id.partition("::")[0].removesuffix(".py").rpartition("/")[2].removeprefix("test_")
+        return topic_of(self.id)
+
+
+def topic_of(id: str) -> str:
+    """Return the topic of a check, or of a file."""
+    return id.partition("::")[0].removesuffix(".py").rpartition("/")[2].removeprefix("test_")
 
 
 def paragraph(crash: str, meaning: str, remedy: str) -> str:
@@ -140,33 +209,116 @@ def last_words(log: str) -> str:
     return " | ".join(stuck if fatal else lines[-8:])[:500] or "none"
 
 
+SEVERITIES = ("note", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check saw that is no failure of this environment, and that a person should know all the same.
+
+    check: the id of the check that found it, or a topic. severity: ``note`` (works, less well than it could) or
+    ``error`` (something is broken that these checks do not depend on). subject: what was examined, in a word or two.
+    seen, meaning, remedy: a sentence each; the remedy may be a command.
+    """
+
+    check: str
+    severity: str
+    subject: str
+    seen: str
+    meaning: str
+    remedy: str
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"{self.severity!r} is no severity: expected {' or '.join(SEVERITIES)}")
+        if empty := [name for name, value in vars(self).items() if not str(value).strip()]:
+            raise ValueError(f"a finding without {' and '.join(empty)} helps nobody")
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a check measured. value: finite. details: what it was measured on, how; JSON values."""
+
+    check: str
+    name: str
+    value: float
+    unit: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What must be the same to the bit wherever this is run in the same way: see ``digest``."""
+
+    check: str
+    name: str
+    sha256: str
+    details: Mapping[str, Any]
+
+
+def digest(*parts: bytes | str | Iterable[float]) -> str:
+    """Return the SHA-256, in hex, of these parts in their order: bytes, text, or numbers as little-endian float64."""
+    whole = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        packed = data if isinstance(data, bytes) else b"".join(struct.pack("<d", float(value)) for value in data)
+        whole.update(len(packed).to_bytes(8, "little") + packed)
+    return whole.hexdigest()
+
+
 @dataclass
 class Tally:
     """What the events of pytest's process add up to. Events are the dicts that ``recorder`` writes."""
 
     words: dict[str, str] = field(default_factory=dict)  # topic -> what its checks prove
     planned: list[str] = field(default_factory=list)
+    counts: dict[str, dict[frozenset[str], int]] = field(default_factory=dict)  # of the planned ones
     checks: dict[str, Check] = field(default_factory=dict)
     running: str | None = None
+    finished: bool = False
     refused: str | None = None
     device: str | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)  # id of a check or a whole file -> package it lacks
+    findings: list[Finding] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
+    fingerprints: list[Fingerprint] = field(default_factory=list)
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Add one event. Unknown kinds are left aside."""
         kind = event.get("event")
         if kind == "facts":
             self.device, self.versions = event["device"], dict(event["versions"])
+            self.environment = dict(event["environment"])
         elif kind == "refused":
             self.refused = event["message"]
         elif kind == "collected":
             self.planned, self.words = list(event["ids"]), dict(event["words"])
-        elif kind == "start":
+            for id, markers in zip(self.planned, event["markers"], strict=True):
+                kinds = self.counts.setdefault(topic_of(id), {})
+                kinds[frozenset(markers)] = kinds.get(frozenset(markers), 0) + 1
+        elif kind in ("start", "reading"):
             self.running = event["id"]
         elif kind == "end":
             check = Check(event["id"], event["outcome"], round(float(event["seconds"]), 3), event["message"])
             self.checks[check.id] = check
             self.running = None
+        elif kind == "read":
+            self.running = None
+        elif kind == "finished":
+            self.finished = True
+        elif kind == "absent":
+            self.absent[event["id"]] = event["package"]
+            self.running = None
+        elif kind in ("finding", "number", "fingerprint"):
+            fields = {name: value for name, value in event.items() if name != "event"}
+            if kind == "finding":
+                self.findings.append(Finding(**fields))
+            elif kind == "number":
+                self.numbers.append(Number(**fields))
+            else:
+                self.fingerprints.append(Fingerprint(**fields))
 
     def crash(self, how: str, log: str) -> None:
         """Turn the check that was running into a failure: its process ended, or was ended, underneath it."""
@@ -190,18 +342,66 @@ def judge(selection: Selection, tally: Tally, code: int, log: str) -> list[str]:
     outcomes = [check.outcome for check in tally.checks.values()]
     problems = []
     if code not in (0, 1) or (code == 1 and "failed" not in outcomes):
-        problems.append(f"pytest's process did not end well ({ended(code)}). Its last words: {last_words(log)}")
+        when = (
+            " after its last check: a thread or a child of some check holds it up"
+            if tally.finished and code < 0
+            else ""
+        )
+        problems.append(f"pytest's process did not end well ({ended(code)}){when}. Its last words: {last_words(log)}")
     skipped = outcomes.count("skipped")
     if selection.gpu and skipped:
         problems.append(f"{skipped} checks skipped. With --gpu a skip is a failure: nothing was proved there.")
-    ran = len(outcomes) - skipped
-    if selection.expression is None and ran < selection.committed:
+    lost = [words for topic, words in missing(selection, tally).items() if not excused(topic, tally)]
+    if lost:
         problems.append(
-            f"{ran} checks ran, and {selection.committed} are committed for the selection {selection.name}. A check "
-            "that does not run proves nothing. Remedy: restore the missing test files, look for what ended the run "
-            "early, or, where a check was removed on purpose, change COMMITTED in torchdock/inside/suite.py."
+            f"Fewer checks ran than are committed for the selection {selection.name}: {', '.join(lost)}. A check that "
+            "does not run proves nothing. Remedy: restore the missing test files, look for what ended the run early, "
+            f"or, where a check was removed on purpose, change its topic's line in tests/container/{COMMITTED}."
         )
     return problems
+
+
+def missing(selection: Selection, tally: Tally) -> dict[str, str]:
+    """Return {topic: "vision 3 of 7"} where fewer checks ran than are committed; none where the user chose them."""
+    if selection.expression is not None:
+        return {}
+    ran = Counter(check.topic for check in tally.checks.values() if check.outcome != "skipped")
+    committed = selection.committed.items()
+    return {topic: f"{topic} {ran[topic]} of {number}" for topic, number in committed if ran[topic] < number}
+
+
+def excused(topic: str, tally: Tally) -> bool:
+    """True where fewer checks of a topic are no failure: the environment is not the image, whose versions they count.
+
+    It lacks a package that the topic needs, or has another torch, whose operators may be others. A topic of which
+    nothing ran and nothing was left out is lost there too, and so are checks that a crash kept from running.
+    """
+    early = set(tally.planned) - set(tally.checks) - set(tally.absent)
+    if tally.environment.get("image", True) or early:
+        return False
+    ran = any(check.topic == topic for check in tally.checks.values())
+    return ran or topic in {topic_of(id) for id in tally.absent}
+
+
+def strangers(selection: Selection, tally: Tally) -> list[Finding]:
+    """Return what another environment has not proved, for want of a package or as its versions are others."""
+    found = []
+    for package in dict.fromkeys(tally.absent.values()):
+        topics = sorted({topic_of(id) for id, lacking in tally.absent.items() if lacking == package})
+        topics = [topic for topic in topics if topic in selection.committed]
+        name = OPTIONAL.get(package, package)
+        seen = f"{name} is not installed here, so checks were left out of: {', '.join(topics)}."
+        remedy = f"install {name} as it fits this torch, or use torchdock's image."
+        if topics:
+            found.append(Finding(topics[0], "note", name, seen, "Nothing was proved of them.", remedy))
+    told = {topic_of(id) for id in tally.absent}
+    lost = {topic: words for topic, words in missing(selection, tally).items() if excused(topic, tally)}
+    fewer = [words for topic, words in lost.items() if topic not in told]
+    if fewer:
+        seen = f"Fewer checks ran than in the image: {', '.join(fewer)}."
+        remedy = "none, if these versions are meant; else use torchdock's image."
+        found.append(Finding("versions", "note", "counts", seen, "Other versions have other checks.", remedy))
+    return found
 
 
 @dataclass(frozen=True)
@@ -215,6 +415,10 @@ class Result:
     device: str | None
     versions: Mapping[str, str | None]
     variant: str | None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    numbers: tuple[Number, ...] = ()
+    fingerprints: tuple[Fingerprint, ...] = ()
 
     def count(self, outcome: str) -> int:
         """Return how many checks had this outcome."""
@@ -235,15 +439,15 @@ class Result:
             "seconds": self.seconds,
             "selection": self.selection.name,
             "expression": self.selection.expression,
-            "committed": self.selection.committed,
+            "committed": sum(self.selection.committed.values()),
             "device": self.device,
             "versions": dict(self.versions),
             "variant": self.variant,
             "problems": list(self.problems),
-            "checks": [
-                {"id": check.id, "outcome": check.outcome, "seconds": check.seconds, "message": check.message}
-                for check in self.checks
-            ],
+            "findings": [vars(one) for one in self.findings],
+            "numbers": [vars(one) for one in self.numbers],
+            "fingerprints": [vars(one) for one in self.fingerprints],
+            "checks": [vars(one) for one in self.checks],
         }
 
     def junit(self) -> str:
@@ -291,19 +495,27 @@ def topic_line(topic: str, words: str, checks: Sequence[Check], color: bool = Fa
 
 
 def closing(result: Result, color: bool = False, width: int = 110) -> str:
-    """Return all failures, a paragraph each, and the line with the totals."""
+    """Return all failures and findings, a paragraph each, and the line with the totals."""
     lines = []
+    alike: dict[str, list[str]] = {}  # one cause can keep every file from being read: it is told once
     for check in result.checks:
         if check.outcome == "failed":
-            lines += ["", paint(f"FAILED {check.id}", RED, color)]
-            for line in check.message.splitlines():
-                lines.append(textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  "))
+            alike.setdefault(check.message, []).append(check.id)
+    for message, ids in alike.items():
+        lines += ["", paint(textwrap.fill(f"FAILED {', '.join(ids)}", width, subsequent_indent="  "), RED, color)]
+        for line in message.splitlines():
+            lines.append(textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  "))
     for problem in result.problems:
         lines += [
             "",
             paint("FAILED", RED, color),
             textwrap.fill(problem, width, initial_indent="  ", subsequent_indent="  "),
         ]
+    for finding in result.findings:
+        mark = paint(f"{finding.severity:6}", RED if finding.severity == "error" else YELLOW, color)
+        text = f"{finding.subject}: {finding.seen} {finding.meaning} Remedy: {finding.remedy}"
+        told = textwrap.fill(text, width, initial_indent=" " * 8, subsequent_indent="  ")
+        lines += ["", f"{mark}  {told.lstrip()}"]
     counts = ", ".join(f"{result.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped"))
     verdict = paint("good", GREEN, color) if result.good else paint("FAILED", RED, color)
     return "\n".join([*lines, "", f"{verdict}: {counts} in {result.seconds:.1f} s"])

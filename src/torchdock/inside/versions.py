@@ -1,13 +1,66 @@
-"""Pins of a lock, compared with what is installed. Pure: text in, values out."""
+"""Pins of a lock, compared with what is installed: in the image they are equal, in other environments it is told."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
 
 # The files of a lock that make the environment; others beside them belong to other images.
 LAYERS = ("cuda", "torch", "tools")
+WORKSPACE = "workspace"  # what a workspace added to it, in an image of its own
+# Where the image has its environment, and what it alone has there.
+PREFIX, MARK = "/opt/venv", Path("/opt/torchdock/constraints.txt")
 PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*==\s*(?P<version>[^\s;\\]+)\s*(?P<rest>.*)$")
+
+
+def in_image() -> bool:
+    """True for a Python of torchdock's own image, which is what the lock says; elsewhere versions are the user's."""
+    return sys.prefix == PREFIX and MARK.is_file()
+
+
+def installed() -> dict[str, str]:
+    """Return {normalised name: version} of this environment. Of two copies the first one on the path is imported."""
+    found: dict[str, str] = {}
+    for dist in metadata.distributions():
+        if dist.name:  # a folder that a broken removal left behind has none
+            found.setdefault(normalise(dist.name), dist.version)
+    return found
+
+
+def files(root: Path, variant: str) -> list[Path]:
+    """Return the files of a variant's lock below the tree ``root``, what a workspace added among them."""
+    folder = root / "docker" / "locks" / variant
+    return [file for layer in (*LAYERS, WORKSPACE) if (file := folder / f"{layer}.txt").is_file()]
+
+
+def read(root: Path, variant: str) -> dict[str, str]:
+    """Return the pins of a variant's lock; empty where it has none. Raises ValueError as ``pins`` does."""
+    return pins("\n".join(file.read_text(encoding="utf-8") for file in files(root, variant)))
+
+
+def nearest(locks: Mapping[str, Mapping[str, str]], have: Mapping[str, str], cuda: str | None, named: str) -> str:
+    """Return the variant whose lock an environment is compared with: the one that is named, else its torch's CUDA's.
+
+    locks: {variant: pins}, at least one. have: what is installed. cuda: torch's release of CUDA, None for a CPU build.
+    Where no lock is of that CUDA, the one with the fewest differences.
+    """
+    same = [variant for variant in locks if variant == named] or [name for name in locks if cuda_of(name) == cuda]
+    return min(same or locks, key=lambda variant: (len(differences(locks[variant], have)), variant))
+
+
+def told(locked: Mapping[str, str], have: Mapping[str, str]) -> str:
+    """Return in words what differs, for people: other versions by name, torch's first, and how many are missing."""
+    other = [
+        f"{name} {have[name]} (locked {locked[name]})"
+        for name in locked
+        if have.get(name, locked[name]) != locked[name]
+    ]
+    other.sort(key=lambda words: (not words.startswith(("torch ", "torchvision ")), words))
+    missing = sum(name not in have for name in locked)
+    return "; ".join([*other, *([f"{missing} of {len(locked)} locked packages are not there"] if missing else [])])
 
 
 def normalise(name: str) -> str:
