@@ -146,8 +146,7 @@ def obtain(
             return made
         raise TorchdockError(
             f"offline: the base is not here: neither {pinned.reference} nor {made.reference}. Bring the "
-            "finished image from a machine that has it: `docker save IMAGE >image.tar` there (`invoke build --json` "
-            "names it), `docker load -i image.tar` here."
+            "finished image from a machine that has it: `invoke save FILE` there, `invoke load FILE` here."
         )
     with reporter.step("Base image"):
         pulled = capture([engine.cli, "pull", "--quiet", pinned.reference], timeout=600)
@@ -322,7 +321,7 @@ def _mmdebstrap(folder: Path, base: Base) -> list[str]:
         raise TorchdockError(
             "No registry gave the base image, and mmdebstrap, which makes one from Debian packages, can only be had on "
             f"Debian and Ubuntu ({(done.err.strip().splitlines() or ['perl is missing'])[-1]}). Name a mirror "
-            f"of {base.image} in {BASE_IMAGE_VARIABLE}, or bring the finished image by `docker save` and `docker load`."
+            f"of {base.image} in {BASE_IMAGE_VARIABLE}, or bring the finished image by `invoke save` and `invoke load`."
         )
     # Its own helper is looked for on the PATH, which sudo would reset.
     programs = unpacked / "usr/bin"

@@ -266,12 +266,6 @@ def _choice(
             f"driver {host.driver} is newer than any that this version of torchdock knows ({KNOWN_DRIVER}); newer "
             f"drivers run older CUDA, so {chosen.name} is expected to work"
         )
-    cut = [gpu for gpu in served if gpu.mig]
-    if cut:
-        remarks.append(
-            f"{_listed(cut, uuids=True)} is in MIG mode: a process computes on its first instance alone, and on none "
-            "where none was made"
-        )
     unserved = tuple(gpu.uuid for gpu in host.gpus if gpu not in served)
     return Choice(chosen, reason, (*warnings, *refusals, *remarks), unserved, " ".join(refusals))
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# A line of plain text, or a table's columns and rows.
+Part: TypeAlias = "str | tuple[Sequence[str], Iterable[Sequence[str]]]"
 
 
 class Reporter:
@@ -55,12 +62,33 @@ class Reporter:
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table; cells are plain text."""
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        self.console.print(table, soft_wrap=False)
+        self.console.print(_table(title, columns, rows), soft_wrap=False)
+
+    def show(self, parts: Iterable[Part]) -> None:
+        """Tables, as their columns and rows, and lines of plain text, one below the other."""
+        for part in parts:
+            if isinstance(part, str):
+                self.say(part)
+            else:
+                self.table("", *part)
+
+    @contextmanager
+    def live(self) -> Iterator[Callable[[Sequence[Part]], None]]:
+        """What changes: each time in the place of the last on a terminal, one below the other elsewhere."""
+        if not self.console.is_terminal:
+            yield self.show
+            return
+        from rich.console import Group
+        from rich.live import Live
+
+        # No thread of its own: what is shown is asked for by forking.
+        with Live(console=self.console, auto_refresh=False, vertical_overflow="visible") as display:
+
+            def show(parts: Sequence[Part]) -> None:
+                drawn = [Text(part) if isinstance(part, str) else _table("", *part) for part in parts]
+                display.update(Group(*drawn), refresh=True)
+
+            yield show
 
     def ask(self, question: str) -> bool:
         """Yes or no, asked on a terminal; yes where there is nobody to ask."""
@@ -77,6 +105,8 @@ class Reporter:
         """A step that takes a while: a line that moves on a terminal, one line at its start elsewhere."""
         started = time.monotonic()
         if self.console.is_terminal:
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
             with Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
@@ -88,6 +118,46 @@ class Reporter:
         else:
             self.say(f"{title} ...")
             yield Step(self, started, None, None, title)
+
+
+@contextmanager
+def quietly(*, keep_stdout: bool = False) -> Iterator[None]:
+    """What is printed meanwhile, by children too, is shown only where it ends with an error: then on stderr.
+
+    ``keep_stdout``: stdout is for a program's document, and stays.
+    """
+    streams = [sys.stderr] if keep_stdout else [sys.stdout, sys.stderr]
+    with tempfile.TemporaryFile() as kept:
+        saved = []
+        for stream in streams:
+            stream.flush()
+            saved.append(os.dup(stream.fileno()))
+            os.dup2(kept.fileno(), stream.fileno())
+
+        def restore() -> None:
+            for stream, handle in zip(streams, saved, strict=True):
+                stream.flush()
+                os.dup2(handle, stream.fileno())
+                os.close(handle)
+
+        try:
+            yield
+        except BaseException:
+            restore()
+            kept.seek(0)
+            sys.stderr.write(kept.read().decode(errors="replace"))
+            sys.stderr.flush()
+            raise
+        restore()
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "UUID")  # which is there to be copied
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
 
 
 class Step:

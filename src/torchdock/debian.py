@@ -17,7 +17,8 @@ from pathlib import Path
 from torchdock.engine import Engine
 from torchdock.errors import InputError, TorchdockError, read_text
 from torchdock.locks import Pin, difference
-from torchdock.process import capture, csv_fields
+from torchdock.mounts import mount
+from torchdock.process import capture
 from torchdock.sources import APT_MIRROR_VARIABLE, Sources
 
 # The engine's word for an architecture, and Debian's.
@@ -216,7 +217,7 @@ def resolve(
         }
         argv = [engine.cli, "run", "--rm", "--init", *(["--network=host"] if sources.loopback else [])]
         for source, target in mounts.items():
-            argv += ["--mount", csv_fields("type=bind", f"source={source}", f"target={target}", "readonly")]
+            argv += mount(str(source), target, read_only=True)
         for proxy in sources.proxies:
             argv += ["--env", proxy]
         done = capture([*argv, base, "sh", "/run/debian-lock.sh", word, suite, *names], timeout=600)

@@ -9,37 +9,19 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from torchdock import base as bases
-from torchdock import choice, debian, gpus, host, provision, sources, variants
+from torchdock import debian, diagnoses, evidence, host, identity, image, provision, sources, variants
 from torchdock import engine as engines
 from torchdock.engine import Engine, EngineFacts, State
+from torchdock.errors import TorchdockError
+from torchdock.findings import Finding as Finding
 from torchdock.process import capture
 from torchdock.state import CloneState
-from torchdock.variants import GB, Variant, numbers
+from torchdock.variants import GB, Variant
 
 REACH_SECONDS = 20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was examined.
-
-    Attributes:
-        group: ``engine``, ``disk``, ``sources`` or ``gpus``.
-        subject: what was examined, in a word or two.
-        severity: ``good``, ``note`` (works, with a fallback), or ``error``.
-        seen: what was seen.
-        remedy: what to do; empty for a good finding.
-    """
-
-    group: str
-    subject: str
-    severity: str
-    seen: str
-    remedy: str = ""
 
 
 def judge_engine(facts: EngineFacts) -> list[Finding]:
@@ -47,15 +29,15 @@ def judge_engine(facts: EngineFacts) -> list[Finding]:
     state = engines.classify(facts)
     if state is not State.READY:
         return [Finding("engine", "engine", "error", state.value, engines.explain(facts, state))]
-    info = facts.info
-    kind = ", rootless" if any("rootless" in option for option in info.get("SecurityOptions") or []) else ""
+    live = Engine(facts)
     found = [
-        Finding(
-            "engine", "engine", "good", f"{info.get('ServerVersion')}{kind}, context {facts.context} ({facts.endpoint})"
-        ),
+        Finding("engine", "engine", "good", f"{live.kind}, context {facts.context} ({facts.endpoint})"),
+        judge_identity(live),
         Finding("engine", "permission", "good", "this user may use it"),
     ]
-    if facts.buildx:
+    if live.podman:
+        found.append(Finding("engine", "buildx", "note", "Podman has none, so it builds no image", image.CARRY))
+    elif facts.buildx:
         found.append(Finding("engine", "buildx", "good", facts.buildx))
     else:
         remedy = "Install it: `sudo apt-get install docker-buildx` (Debian, Ubuntu), else https://github.com/docker/buildx#installing"
@@ -63,6 +45,16 @@ def judge_engine(facts: EngineFacts) -> list[Finding]:
             Finding("engine", "buildx", "error", "the docker CLI has no buildx plugin, which builds the image", remedy)
         )
     return found
+
+
+def judge_identity(live: Engine) -> Finding:
+    """Who a caller is in a container of this engine. Pure."""
+    way, groups_reach = identity.planned(live)
+    seen = f"{way.value}; {'groups reach' if groups_reach else 'groups of the host do not reach'} into a container"
+    seen += "; SELinux is switched off for containers, so that no folder is labelled anew" if live.selinux else ""
+    if groups_reach:
+        return Finding("engine", "identity", "good", seen)
+    return Finding("engine", "identity", "note", seen, identity.groups_remedy(way))
 
 
 def judge_disk(free: int | None, where: str, variant: Variant, *, image_there: bool) -> Finding:
@@ -81,59 +73,70 @@ def judge_disk(free: int | None, where: str, variant: Variant, *, image_there: b
     return Finding("disk", "free space", "note" if image_there else "error", seen, remedy)
 
 
-def judge_gpus(inventory: gpus.Inventory, variant: Variant, cdi: bool, *, architecture: str) -> list[Finding]:
-    """GPUs and driver against what the variant needs. Pure."""
-    if not inventory.gpus:
-        return [
-            Finding("gpus", "GPUs", "note", f"none: {inventory.reason}", f"{variant.name} computes on the CPU here.")
-        ]
-    found = []
-    for gpu in inventory.gpus:
-        facts = host.HostGpu(gpu.uuid, gpu.name, gpu.compute_capability, gpu.mig)
-        seen = f"{gpu.name}, {gpu.memory_total / 2**30:.0f} GiB, {gpu.uuid}"
-        # The driver has a finding of its own, one for all GPUs.
-        why = choice.obstacle(variant, facts, driver="", architecture=architecture)
-        remedy = f"{variant.name} {why}, so this GPU is handed to no container of it." if why else ""
-        found.append(Finding("gpus", f"GPU {gpu.index}", "note" if why else "good", seen, remedy))
-    needed = numbers(variant.driver)
-    if numbers(inventory.driver) and numbers(inventory.driver) < needed:
-        remedy = f"Install driver {variant.driver} or newer: CUDA {variant.cuda} does not start on an older one."
-        found.append(Finding("gpus", "driver", "error", f"driver {inventory.driver}", remedy))
-    else:
-        found.append(Finding("gpus", "driver", "good", f"driver {inventory.driver}"))
-    if not cdi:
-        remedy = (
-            "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` makes one; until then --gpus is used, whose "
-            "devices a systemd reload can take away."
-        )
-        found.append(Finding("gpus", "CDI", "note", "no CDI specification names these GPUs", remedy))
-    return found
+def judge_host(found: evidence.Host, variant: Variant) -> list[Finding]:
+    """The GPUs of this host, their driver, and how the engine is set up for them. Pure."""
+    return [
+        *diagnoses.gpus(found, variant, architecture=host.architecture()),
+        *diagnoses.driver(found, variant),
+        *diagnoses.specifications(found),
+        *diagnoses.use(found),
+        *diagnoses.surroundings(found),
+    ]
 
 
-def examine(state: CloneState, variant: Variant) -> list[Finding]:
-    """Examine this host. Takes up to :data:`REACH_SECONDS` and a bit, changes nothing, needs no engine."""
+def judge_containers(found: evidence.Containers, here: evidence.Host, variant: Variant) -> list[Finding]:
+    """What real containers showed. Pure."""
+    findings = diagnoses.passage(found, here) + diagnoses.bare(found)
+    if found.bare is not None:
+        findings += diagnoses.launch(found) + diagnoses.torch(found, here, variant)
+    return findings
+
+
+def examine(state: CloneState, variant: Variant, *, of: str | None = None) -> list[Finding]:
+    """Examine this host, and containers of this variant's image, or of the image ``of``. Needs no engine.
+
+    Changes nothing; every probe is bounded, and one that fails is a finding.
+    """
     facts = engines.gather()
-    found = judge_engine(facts)
     live = Engine(facts) if facts.info and engines.is_local(facts.endpoint) else None
-    where = live.data_root if live else None
-    image_there = live is not None and any(
-        live.image(str(record["image"])) for record in state.records() if "foundation" in record
-    )
+    given, settled, found = examine_settings()
+    return [
+        *judge_engine(facts),
+        *(_guarded("disk", "free space", lambda: examine_disk(live, state, variant)) if live else []),
+        *found,
+        *examine_sources(live, state, variant, given, settled=settled),
+        *examine_gpus(live, state, variant, given, of=of),
+    ]
+
+
+def examine_disk(live: Engine, state: CloneState, variant: Variant) -> list[Finding]:
+    """The space that a build finds."""
+    where = live.data_root
+    image_there = any(live.image(str(record["image"])) for record in state.records() if "foundation" in record)
     free = shutil.disk_usage(where).free if where else None
-    if live:
-        found.append(judge_disk(free, str(where), variant, image_there=image_there))
-    settled = True
+    return [judge_disk(free, str(where), variant, image_there=image_there)]
+
+
+def examine_settings() -> tuple[sources.Sources, bool, list[Finding]]:
+    """The sources of this host's settings, whether they can be used, and the findings about them."""
     try:
-        given = sources.gather()
+        given, settled = sources.gather(), True
         seen = f"{given.ca}" if given.ca else "none; the ones in the base are used"
-        found.append(Finding("sources", "CA bundle", "good", seen))
+        found = [Finding("sources", "CA bundle", "good", seen)]
     except sources.SourceError as error:
         given, settled = sources.Sources(None, ()), False
-        found.append(Finding("sources", "settings", "error", "one of them cannot be used", str(error)))
+        found = [Finding("sources", "settings", "error", "one of them cannot be used", str(error))]
     if given.proxies:
         found.append(Finding("sources", "proxies", "good", "set: " + ", ".join(given.proxies)))
     if given.netrc is not None:
         found.append(Finding("sources", "netrc", "good", f"{given.netrc}"))
+    return given, settled, found
+
+
+def examine_sources(
+    live: Engine | None, state: CloneState, variant: Variant, given: sources.Sources, *, settled: bool = True
+) -> list[Finding]:
+    """Each source, as a build would reach it; takes up to :data:`REACH_SECONDS` and a bit."""
     probes: list[Callable[[], Finding]] = [
         lambda: _reach_packages(given),
         lambda: _reach_debian(given, variant),
@@ -148,11 +151,49 @@ def examine(state: CloneState, variant: Variant) -> list[Finding]:
     if live:
         probes.append(lambda: _reach_registry(live, given, variant))
     with ThreadPoolExecutor() as pool:
-        found += [future.result() for future in [pool.submit(probe) for probe in probes]]
-    inventory = gpus.gather()
-    specification = gpus.cdi_devices() if live and live.cdi else ""
-    named = all(gpu.uuid in specification for gpu in inventory.gpus)
-    return found + judge_gpus(inventory, variant, cdi=named, architecture=host.architecture())
+        return [future.result() for future in [pool.submit(probe) for probe in probes]]
+
+
+def examine_gpus(
+    live: Engine | None, state: CloneState, variant: Variant, given: sources.Sources, *, of: str | None = None
+) -> list[Finding]:
+    """The driver, on this host and in real containers; see :func:`examine`."""
+    here: list[evidence.Host] = []
+
+    def look_here() -> list[Finding]:
+        here.append(evidence.host(live, state.root))
+        return judge_host(here[0], variant)
+
+    def look_inside() -> list[Finding]:
+        if live is None or not here:
+            return []
+        name = of or _image(live, state, variant, given)
+        if not name:
+            seen = f"the image of {variant.name} is not built yet, so no container was launched"
+            return [Finding("container", "image", "note", seen, "`invoke build`, and then this again.")]
+        inventory = here[0].inventory
+        served = [gpu for gpu in inventory.gpus if not diagnoses.obstacle(variant, gpu, host.architecture())]
+        seen_inside = evidence.containers(live, name, state, given, inventory, served)
+        return judge_containers(seen_inside, here[0], variant)
+
+    return _guarded("gpus", "GPUs", look_here) + _guarded("container", "launch", look_inside)
+
+
+def _guarded(group: str, subject: str, work: Callable[[], list[Finding]]) -> list[Finding]:
+    """An examination that fails is a finding, with what it said, and hides no other."""
+    try:
+        return work()
+    except TorchdockError as error:
+        return [Finding(group, subject, "error", "it cannot be examined", str(error))]
+    except Exception as error:
+        seen = f"it could not be examined: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return [Finding(group, subject, "note", seen, "All else was; run it again, and report this if it stays.")]
+
+
+def _image(live: Engine, state: CloneState, variant: Variant, given: sources.Sources) -> str:
+    """The image of this variant that is there, or an empty string."""
+    built = image.find(live, image.plans(state.root, variant, live, given, image.Wishes()))
+    return built.image if built else ""
 
 
 def _reach_registry(live: Engine, given: sources.Sources, variant: Variant) -> Finding:

@@ -6,7 +6,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchdock import gpus, workspace
+from torchdock import gpus, selection, workspace
+from torchdock.selection import Wish
 
 # What other systems call these machines.
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -14,12 +15,11 @@ ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 @dataclass(frozen=True)
 class HostGpu:
-    """One GPU; its compute capability is empty where the driver does not tell. ``mig``: it is cut into instances."""
+    """One GPU, or one MIG instance; its compute capability is empty where the driver does not tell."""
 
     uuid: str
     name: str
     compute_capability: str
-    mig: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,23 @@ def architecture(machine: str | None = None) -> str:
     return ARCHITECTURES.get(machine.lower(), machine.lower())
 
 
-def gather(wanted: str | None, folder: Path) -> HostFacts:
+def gather(wanted: Wish, folder: Path) -> HostFacts:
     """Ask NVML and read the workspace; reaches out to nobody.
 
-    ``wanted``: the GPUs asked for, as :func:`gpus.choose` takes them. UUIDs narrow the choice to these GPUs; with
-    anything else each GPU of the host may be the one.
+    ``wanted``: the GPUs asked for. UUIDs, a name and memory narrow the choice to the GPUs that are that; with anything
+    else each GPU of the host may be the one.
 
     Raises:
-        InputError, BusyError: see :func:`gpus.choose` and :func:`workspace.read`.
+        InputError: what is asked for is not there, which is told before anything is installed or built; see
+            :func:`selection.possible` and :func:`workspace.read`.
     """
     inventory = gpus.gather()
-    leased = inventory.gpus
-    if wanted is not None:  # a mistyped choice is told before anything is installed or built
-        chosen = gpus.choose(inventory, wanted)
-        leased = chosen if chosen and not wanted.isdigit() else leased
+    leased = selection.possible(inventory, wanted) or inventory.gpus  # one environment, GPU or not
     pin = workspace.read(folder)
     return HostFacts(
         architecture=architecture(),
         driver=inventory.driver,
-        gpus=tuple(HostGpu(gpu.uuid, gpu.name, gpu.compute_capability, gpu.mig) for gpu in leased),
+        gpus=tuple(HostGpu(gpu.uuid, gpu.name, gpu.compute_capability) for gpu in leased),
         no_gpu_reason=inventory.reason,
         pinned=pin.variant,
         pinned_by=pin.path if pin.variant is not None else None,

@@ -39,21 +39,38 @@ STAGES = {
     "nvcc": "CUDA compiler",
     "environment": "validation suite",
     "devel": "validation suite",
+    "workspace": "packages of the workspace",
 }
 # The targets of a Dockerfile that people use: the environment, and the same with a compiler for CUDA.
 ENVIRONMENT, DEVEL = "environment", "devel"
+# What to do where the engine cannot build.
+CARRY = (
+    "Build it with a Docker Engine, here or elsewhere, and bring it over: `docker save IMAGE | podman load` (the name "
+    "is in what `invoke build` says)."
+)
 OFFLINE = "TORCHDOCK_OFFLINE"  # by this variable the scripts of the layers are told; a secret, so no cache key changes
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Exactly what will be built. ``argv`` is the one docker command, good in any folder."""
+    """Exactly what will be built. ``argv`` is the one docker command, good in any folder.
+
+    Attributes:
+        base: what it stands on: a base, or, for what is added to an environment, that environment's image.
+        added: what is added to an environment (see :mod:`torchdock.packages`); empty for the environment itself.
+    """
 
     variant: Variant
     base: BaseChoice
     tag: str
     argv: tuple[str, ...]
     root: Path
+    added: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages and in the names of logs and records."""
+        return "-".join(part for part in (self.variant.name, self.added) if part)
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,7 @@ class Wishes:
         offline: contact no source.
         tag: the image's name instead of the computed one; such a build is not recorded.
         base: the base to stand on, which is there, instead of the preferred one that can be had.
+        cache_from: an image in a registry whose layers are taken where they are what would be built (`--cache-from`).
     """
 
     target: str = ENVIRONMENT
@@ -75,6 +93,7 @@ class Wishes:
     offline: bool = False
     tag: str | None = None
     base: BaseChoice | None = None
+    cache_from: str = ""
 
 
 @dataclass
@@ -84,9 +103,12 @@ class Built:
     Attributes:
         seconds: how long this call took; ``built`` is False where the image was there already.
         target: :data:`ENVIRONMENT` or :data:`DEVEL`.
-        source: of the base (see :class:`BaseChoice`).
+        source: of the base (see :class:`BaseChoice`); ``base``: its name.
         debian: ``locked`` or ``drift``.
         fallbacks: sentences, from the build that made the image.
+        environment: the image that a workspace's packages were added to; empty where none were.
+        packages: these, name to version.
+        brought: where it came from instead of a build: a registry's digest, or a file; empty where it was built.
     """
 
     variant: str
@@ -99,6 +121,10 @@ class Built:
     source: str
     debian: str
     fallbacks: list[str] = field(default_factory=list)
+    base: str = ""
+    environment: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    brought: str = ""
 
     def document(self) -> dict[str, Any]:
         """As ``build --json`` prints it."""
@@ -117,6 +143,7 @@ def input_files(root: Path, variant: Variant) -> list[Path]:
     single = (
         variant.dockerfile,
         "docker/entrypoint.sh",
+        "docker/init.sh",
         "docker/locks/uv.txt",
         "src/torchdock/__init__.py",
         ".dockerignore",
@@ -162,15 +189,28 @@ def plan(
     digest = digest_files(root, input_files(root, variant), base.name, base.debian, str(variant.base.epoch))
     suffix = "" if wishes.target == ENVIRONMENT else f"-{wishes.target}"
     tag = wishes.tag or f"torchdock/{variant.name}:{digest[:12]}{suffix}"
-    argv = ["docker", "buildx", "build", "--builder", builder, "--progress=plain", "--provenance=false", "--sbom=false"]
-    argv += ["--file", str(root / variant.dockerfile), "--target", wishes.target, "--tag", tag]
-    argv += ["--build-arg", f"SOURCE_DATE_EPOCH={variant.base.epoch}"]  # the times in the image's configuration
+    argv = command(builder, root / variant.dockerfile, wishes.target, tag, variant.base.epoch)
     if variant.cuda:
         argv += ["--build-arg", f"VARIANT={variant.name}"]
     if base.reference != variant.base.image:
         argv += ["--build-arg", f"BASE={base.reference}"]
     if base.debian != LOCKED:
         argv += ["--build-arg", f"DEBIAN={base.debian}"]
+    if wishes.cache_from:
+        argv += ["--cache-from", f"type=registry,ref={wishes.cache_from}"]
+    return BuildPlan(variant, base, tag, (*argv, *handed_over(sources, wishes), str(root)), root)
+
+
+def command(builder: str, dockerfile: Path, target: str, tag: str, epoch: int) -> list[str]:
+    """How every image is built: no attestations, the times of its configuration fixed (seconds since 1970)."""
+    argv = ["docker", "buildx", "build", "--builder", builder, "--progress=plain", "--provenance=false", "--sbom=false"]
+    argv += ["--file", str(dockerfile), "--target", target, "--tag", tag]
+    return [*argv, "--build-arg", f"SOURCE_DATE_EPOCH={epoch}"]
+
+
+def handed_over(sources: Sources, wishes: Wishes) -> list[str]:
+    """The options of a build that tell it of this host: where things come from, by name, and how they are wanted."""
+    argv: list[str] = []
     for secret in sources.secrets():
         argv += ["--secret", secret]
     if wishes.offline:
@@ -181,7 +221,7 @@ def plan(
         argv += ["--network=host"]
     if wishes.no_cache:
         argv += ["--no-cache"]
-    return BuildPlan(variant, base, tag, (*argv, str(root)), root)
+    return argv
 
 
 def plans(root: Path, variant: Variant, engine: Engine, sources: Sources, wishes: Wishes = Wishes()) -> list[BuildPlan]:
@@ -211,15 +251,17 @@ def find(engine: Engine, candidates: list[BuildPlan]) -> Built | None:
                 layers=facts.layers,
                 seconds=time.monotonic() - started,
                 built=False,
-                target=_target(candidate),
+                target=target(candidate),
                 source=candidate.base.source,
                 debian=candidate.base.debian,
                 fallbacks=candidate.base.fallbacks(),
+                base=candidate.base.reference,
             )
     return None
 
 
-def _target(built: BuildPlan) -> str:
+def target(built: BuildPlan) -> str:
+    """What is built: :data:`ENVIRONMENT` or :data:`DEVEL`."""
     return built.argv[built.argv.index("--target") + 1]
 
 
@@ -271,11 +313,12 @@ def ensure(
         found = find(engine, acceptable(candidates, wishes))
         if found is not None:
             return found
-    if not engine.facts.buildx:
+    if engine.podman:
         raise EngineError(
-            "This docker CLI has no buildx plugin, which builds the image. Install it (Debian, Ubuntu: `sudo apt-get "
-            "install docker-buildx`; else https://github.com/docker/buildx#installing), then run it again."
+            f"Podman has no buildx, which builds the image {candidates[0].tag}, and a build of its own would not be "
+            f"the same to the bit. {CARRY}"
         )
+    _require_buildx(engine)
     check_disk(engine, state, variant, from_nothing=wishes.no_cache)
     choices = [candidate.base for candidate in candidates]
     chosen = wishes.base or bases.obtain(
@@ -304,10 +347,73 @@ def ensure(
         source=wanted.base.source,
         debian=wanted.base.debian,
         fallbacks=[*second_best, *wanted.base.fallbacks(), *warnings],
+        base=wanted.base.reference,
     )
     if wishes.tag is None:
         _record(state, built, wanted, sources, notes)
     return built
+
+
+def find_extended(engine: Engine, environment: Built, wanted: BuildPlan, packages: dict[str, str]) -> Built | None:
+    """The image of a plan that adds to an environment, if the engine has one that stands on exactly this one."""
+    started = time.monotonic()
+    facts = engine.image(wanted.tag)
+    if facts is None or facts.layers[: len(environment.layers)] != environment.layers:
+        return None
+    return replace(
+        environment,
+        image=wanted.tag,
+        id=facts.id,
+        layers=facts.layers,
+        seconds=environment.seconds + time.monotonic() - started,
+        environment=environment.image,
+        packages=packages,
+    )
+
+
+def extend(
+    engine: Engine,
+    state: CloneState,
+    environment: Built,
+    wanted: BuildPlan,
+    packages: dict[str, str],
+    sources: Sources,
+    reporter: Reporter,
+    wishes: Wishes = Wishes(),
+    *,
+    meanings: Sequence[Meaning] = (),
+) -> Built:
+    """The image that adds to an environment: found (:func:`find_extended`), else built and recorded.
+
+    ``meanings``: of failures that are its own.
+
+    Raises:
+        TorchdockError, EngineError, KeyboardInterrupt: as :func:`ensure`.
+    """
+    started = time.monotonic()
+    found = None if wishes.no_cache else find_extended(engine, environment, wanted, packages)
+    if found is not None:
+        return found
+    _require_buildx(engine)
+    notes: list[str] = []
+    _build(engine, state, wanted, sources, reporter, notes, may_drift=False, meanings=meanings)
+    found = find_extended(engine, environment, wanted, packages)
+    if found is None:
+        raise TorchdockError(
+            f"The build ended well, yet the engine has no image {wanted.tag} on {environment.image}: somebody built or "
+            "removed one of them at the same moment, or its builder keeps images elsewhere. Run it again."
+        )
+    built = replace(found, built=True, seconds=environment.seconds + time.monotonic() - started)
+    _record(state, built, wanted, sources, notes)
+    return built
+
+
+def _require_buildx(engine: Engine) -> None:
+    if not engine.facts.buildx:
+        raise EngineError(
+            "This docker CLI has no buildx plugin, which builds the image. Install it (Debian, Ubuntu: `sudo apt-get "
+            "install docker-buildx`; else https://github.com/docker/buildx#installing), then run it again."
+        )
 
 
 def _build(
@@ -319,14 +425,15 @@ def _build(
     notes: list[str],
     *,
     may_drift: bool,
+    meanings: Sequence[Meaning] = (),
 ) -> bool:
     """Build; False where the locked Debian packages are gone and ``may_drift`` allows today's, which is said.
 
     ``notes`` takes what the scripts say of where they took things from.
     """
-    log_path = state.path("logs", f"build-{wanted.variant.name}.log")
+    log_path = state.path("logs", f"build-{wanted.label}.log")
     reporter.say(f"Building {wanted.tag} (log: {log_path})")
-    with reporter.step(f"Image {wanted.variant.name}") as step, log_path.open("w") as log:
+    with reporter.step(f"Image {wanted.label}") as step, log_path.open("w") as log:
         progress = BuildProgress(step)
         log.write(shlex.join(wanted.argv) + "\n")
         env = {**os.environ, OFFLINE: "1"}
@@ -337,7 +444,7 @@ def _build(
     output = progress.output_of_failure()
     drift = next((line for line in output if "torchdock: drift:" in line), None)
     if drift is None or not may_drift:
-        raise build_failure(output, log_path)
+        raise build_failure(output, log_path, meanings)
     reporter.fallback(
         f"{drift.partition('drift: ')[2]}; taking what the mirror has today. `invoke lock --upgrade debian` locks that"
     )
@@ -346,11 +453,11 @@ def _build(
 
 def _record(state: CloneState, built: Built, wanted: BuildPlan, sources: Sources, notes: list[str]) -> None:
     """Write what this build was made from beside the image, never into it."""
-    record = {**built.document(), "base": wanted.base.reference, "foundation": foundation(state.root, wanted.variant)}
+    record = {**built.document(), "foundation": foundation(state.root, wanted.variant)}
     record["when"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record["mirrors"] = [mirror.label for mirror in sources.mirrors]
     record["sources"] = notes
-    state.write(state.path("builds", f"{wanted.variant.name}-{wanted.tag.rpartition(':')[2]}.json"), record)
+    state.write(state.path("builds", f"{wanted.label}-{wanted.tag.rpartition(':')[2]}.json"), record)
 
 
 def foundation(root: Path, variant: Variant) -> str:
@@ -450,7 +557,7 @@ class BuildProgress:
 
 
 @dataclass(frozen=True)
-class _Meaning:
+class Meaning:
     """What a pattern in the output of a failed build means."""
 
     pattern: str
@@ -458,53 +565,57 @@ class _Meaning:
     kind: type[TorchdockError] = TorchdockError
 
 
+OTHER_HASHES = (
+    r"[Hh]ash mismatch|HASHES|requires? hash|hashes? .*did not match|--require-hashes|[Mm]issing hash"
+    r"|other files than the lock"
+)
+NOT_FOUND = r"No solution found|no version of|not found in the (package )?(index|registry)|No matching distribution"
 # The first match wins.
 _MEANINGS = (
-    _Meaning(
+    Meaning(
         r"Cannot connect to the Docker daemon|error reading from server|unix.*connection reset|closing transport"
         r"|is the docker daemon running|rpc error.*(EOF|Unavailable)",
         "The container engine went away in the middle. `make up` starts it and goes on; finished layers are kept.",
         EngineError,
     ),
-    _Meaning(
+    Meaning(
         r"torchdock: drift:",
         "--locked and --offline refuse other packages. `invoke lock --upgrade debian` locks what the mirror has "
         "today; where the snapshot archive can be reached, the locked ones are taken from it.",
     ),
-    _Meaning(
+    Meaning(
         r"torchdock: offline:",
-        "Build once with the sources in reach, or bring the image from a machine that has it: `docker save IMAGE` "
-        "there, `docker load` here.",
+        "Build once with the sources in reach, or bring the image from a machine that has it: `invoke save FILE` "
+        "there, `invoke load FILE` here.",
     ),
-    _Meaning(
+    Meaning(
         r"\b40[13]\b.{0,20}(Unauthorized|Forbidden)|40[13] Client Error|status code.{0,20}\b40[13]\b",
         "A source refuses the credentials: renew the token in the URL of the index or mirror, or its entry in "
         "~/.netrc; `invoke doctor` tries each source.",
     ),
-    _Meaning(
+    Meaning(
         r"certificate.{0,40}expired|expired.{0,40}certificate",
         "The TLS certificate of a source has expired: whoever runs it renews it; check this host's clock (`date`).",
     ),
-    _Meaning(
-        r"[Hh]ash mismatch|HASHES|requires? hash|hashes? .*did not match|--require-hashes|[Mm]issing hash"
-        r"|other files than the lock",
+    Meaning(
+        OTHER_HASHES,
         "What the index gives is not what the lock names. If a file below docker/locks was edited by hand, `git diff "
         "docker/locks` shows it and `git checkout docker/locks` restores it; if not, do not trust that index.",
     ),
-    _Meaning(
+    Meaning(
         r"[Nn]o space left",
         "The disk is full. `docker builder prune` and `invoke clean --images` give space back; then run it again.",
     ),
-    _Meaning(
+    Meaning(
         r"certificate|UnknownIssuer|SSL|TLS",
         "TLS failed: name the bundle that holds your private CA in SSL_CERT_FILE; `invoke doctor` tries each source.",
     ),
-    _Meaning(
-        r"No solution found|no version of|not found in the (package )?(index|registry)|No matching distribution",
+    Meaning(
+        NOT_FOUND,
         "A package of the lock is not in the index. If docker/locks was edited by hand, `git checkout docker/locks` "
         "restores it; a mirror may lag behind.",
     ),
-    _Meaning(
+    Meaning(
         r"[Cc]onnection reset"
         r"|dns error|[Rr]esolve|[Cc]onnection refused|timed? ?out|[Nn]etwork|[Cc]ould not connect|Unable to connect"
         r"|Failed to (down|fet)|could not be downloaded",
@@ -513,15 +624,19 @@ _MEANINGS = (
 )
 
 
-def build_failure(output: list[str], log: Path) -> TorchdockError:
-    """A failed build in one paragraph: what was said, what it means, what to do. Pure."""
+def build_failure(output: list[str], log: Path, own: Sequence[Meaning] = ()) -> TorchdockError:
+    """A failed build in one paragraph: what was said, what it means, what to do. Pure.
+
+    ``own``: what is said instead of the usual meaning of the same pattern.
+    """
     text = " ".join(re.sub(r"[│├╰×▶─]+", " ", " ".join(output[-40:])).split())
     start = re.search(r"error:|Failed to|E: |ERROR", text)
     said = text[start.start() :] if start else text
     said = said if len(said) <= 600 else said[:400] + " … " + said[-180:]
     # BuildKit repeats the command of the step that failed, and words of a command (--require-hashes) mean nothing.
     judged = re.sub(r'process "/bin/sh -c .*?" did not complete successfully', "", text)
-    for meaning in _MEANINGS:
+    instead = {meaning.pattern: meaning for meaning in own}
+    for meaning in (instead.get(usual.pattern, usual) for usual in _MEANINGS):
         if re.search(meaning.pattern, judged):
             return meaning.kind(f"The build failed: {said} {meaning.remedy} The whole log is {log}.")
     return TorchdockError(f"The build failed: {said} The whole log is {log}.")

@@ -45,6 +45,7 @@ class Header:
             in the other layers. A host's mirror replaces it, and is never written here.
         requirements: in ``tools.txt``, 12 hex digits of docker/requirements.in, so that an older lock is noticed. In
             this file alone: the others are inputs of larger layers, which a new tool must not rebuild.
+        environment: in the lock of a workspace, 12 hex digits of the versions of the variant's own lock.
     """
 
     variant: str
@@ -53,6 +54,7 @@ class Header:
     architectures: tuple[str, ...]
     index: str = ""
     requirements: str = ""
+    environment: str = ""
 
     @property
     def line(self) -> str:
@@ -74,6 +76,7 @@ def header(text: str) -> Header | None:
         architectures=tuple(words["architectures"].split(",")),
         index=words.get("index", ""),
         requirements=words.get("requirements", ""),
+        environment=words.get("environment", ""),
     )
 
 
@@ -126,14 +129,14 @@ def layer_of(name: str, *, own_index: bool = False) -> str:
     return "tools"
 
 
-def read(root: Path, variant: str) -> dict[str, Pin]:
+def read(root: Path, variant: str, layers: Iterable[str] = LAYERS) -> dict[str, Pin]:
     """All pins of a variant, over its layers; empty where it has no lock.
 
     Raises:
         InputError: see :func:`parse`.
     """
     pins: dict[str, Pin] = {}
-    for path in (folder(root, variant) / f"{layer}.txt" for layer in LAYERS):
+    for path in (folder(root, variant) / f"{layer}.txt" for layer in layers):
         if path.is_file():
             pins |= parse(read_text(path, str(path.relative_to(root))), str(path.relative_to(root)))
     return pins

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import os
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import TextIO
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+from torchdock.errors import TorchdockError
+
+# Every signal but those that cannot be caught, that belong to a terminal's job control, or that tell a process of its
+# own children, pipes and mistakes. People use SIGUSR1 and the real-time ones to ask a training for a checkpoint.
+OWN = {
+    *("KILL", "STOP", "CHLD", "CONT", "TSTP", "TTIN", "TTOU", "WINCH", "PIPE", "URG"),
+    *("SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "STKFLT", "XFSZ"),
+}
+FORWARDED = tuple(
+    number
+    for number in sorted(signal.valid_signals())
+    if getattr(number, "name", f"SIG{int(number)}").removeprefix("SIG") not in OWN
+)
+# Go's runtime keeps these for itself (SIGPROF, and 34 for musl): the docker client cannot hand them on, 34 ends it.
+UNHEARD = {signal.SIGPROF, 34}
+HANGUP_SECONDS = 2.0  # for a client that hands a hangup on, and a command that ends by it
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 
 @dataclass(frozen=True)
@@ -101,46 +123,166 @@ class Foreground:
 
     Attributes:
         code: its exit code, 128 + N after signal N.
-        interrupted: a signal came through here.
+        interrupted: a signal that asks for an end came through here.
         seconds: how long it ran.
+        left: the terminal was lost, and the command did not end with it (see ``leave_on_hangup``).
     """
 
     code: int
     interrupted: bool
     seconds: float
+    left: bool = False
 
 
-def foreground(argv: Sequence[str], *, stdout: int | None = None) -> Foreground:
+def foreground(
+    argv: Sequence[str],
+    *,
+    stdout: int | None = None,
+    env: Mapping[str, str] | None = None,
+    dies_with_us: int = signal.SIGTERM,
+    hand_on: bool = True,
+    past_child: Callable[[int], object] | None = None,
+    leave_on_hangup: bool = False,
+    begun: Callable[[], object] | None = None,
+) -> Foreground:
     """Run a command on this process's own terminal and streams, signals included.
 
     On a terminal the child shares our process group, so the terminal itself sends it Ctrl-C; everywhere else it gets a
-    group of its own and each signal that reaches us is handed on, once. ``stdout`` is a file descriptor to use instead.
+    group of its own and each signal that reaches us is handed on, once. ``stdout`` is a file descriptor to use instead,
+    ``env`` is added to the environment, ``dies_with_us`` is the signal that the child gets when this process is killed.
+    Without ``hand_on`` the child is only looking on: the first signal ends it, and what it looks at goes on.
+    ``past_child`` takes the signals that a client written in Go cannot hand on. With ``leave_on_hangup`` the child is
+    killed soon after the terminal was lost: what is behind it may ignore SIGHUP, and nobody could end it any more.
+    ``begun`` is called when the child is there.
     """
     on_terminal = sys.stdin is not None and sys.stdin.isatty()
     received: list[int] = []
     started = time.monotonic()
     child: subprocess.Popen[bytes] | None = None
 
-    def hand_on(number: int, _frame: FrameType | None) -> None:
+    def receive(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if child is not None and not (on_terminal and number in (signal.SIGINT, signal.SIGQUIT)):
-            child.send_signal(number)
+        if number == signal.SIGHUP and on_terminal and leave_on_hangup and child is not None and _terminal_lost():
+            leaving = threading.Timer(HANGUP_SECONDS, child.kill)
+            leaving.daemon = True
+            leaving.start()
+        if child is not None and not (hand_on and on_terminal and number in (signal.SIGINT, signal.SIGQUIT)):
+            hand(child, number)
 
-    with _handlers(hand_on):
-        child = subprocess.Popen(argv, stdout=stdout, preexec_fn=None if on_terminal else os.setpgrp)
-        if received and not on_terminal:  # it came before there was anybody to hand it to
-            child.send_signal(received[-1])
+    def hand(child: subprocess.Popen[bytes], number: int) -> None:
+        if hand_on and past_child is not None and number in UNHEARD:
+            past_child(number)
+        else:
+            child.send_signal(number if hand_on else signal.SIGKILL)
+
+    with _handlers(receive) as heard, _terminal_kept(on_terminal):
+        # Held back while the child is made: neither of us loses a signal that comes then.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+        try:
+            early = tuple(received)
+            child = subprocess.Popen(
+                argv,
+                stdout=stdout,
+                env={**os.environ, **(env or {})},
+                preexec_fn=partial(_begin, dies_with_us, os.getpid(), not on_terminal, heard, mask),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in early:  # they came before there was anybody to hand them to
+            hand(child, number)
+        if begun is not None:
+            begun()
         code = child.wait()
-    return Foreground(code if code >= 0 else 128 - code, bool(received), time.monotonic() - started)
+    left = code == -signal.SIGKILL and on_terminal and leave_on_hangup and signal.SIGHUP in received
+    seconds = time.monotonic() - started
+    return Foreground(code if code >= 0 else 128 - code, not ENDING.isdisjoint(received), seconds, left)
 
 
 @contextmanager
-def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def bounded(seconds: float | None, told: str, *, grace: float) -> Iterator[None]:
+    """End what is done here after so many seconds: SIGTERM to this process, which hands it on to its child.
+
+    Where that ends nothing within ``grace`` seconds more (an engine that hangs), this process ends, with exit code 1.
+
+    Raises:
+        TorchdockError: it was ended so; ``told`` says what it means.
+    """
+    if seconds is None:
+        yield
+        return
+    fired = threading.Event()
+
+    def end() -> None:
+        fired.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def give_up() -> None:
+        print(f"torchdock: {told}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timers = [threading.Timer(seconds, end), threading.Timer(seconds + grace, give_up)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    except BaseException:
+        if fired.is_set():
+            raise TorchdockError(told) from None
+        raise
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def _terminal_lost() -> bool:
+    try:
+        termios.tcgetattr(sys.stdin)
+    except termios.error:
+        return True
+    return False
+
+
+@contextmanager
+def _terminal_kept(on_terminal: bool) -> Iterator[None]:
+    """A client that is killed leaves the terminal as it had set it, without echo and line ends."""
+    before = termios.tcgetattr(sys.stdin) if on_terminal else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(termios.error):  # the terminal itself is gone
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def _begin(number: int, parent: int, own_group: bool, heard: Sequence[int], mask: Iterable[int]) -> None:
+    """In the child, before it becomes the command."""
+    for one in heard:  # what was held back is for the child itself, not for our handler
+        signal.signal(one, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if own_group:
+        os.setpgrp()
+    end_with(parent, number)
+
+
+def end_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """In a child: this signal comes when its parent ends, however that ends."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:  # killed in between
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[Sequence[int]]:
     # One that is ignored stays ignored: nohup is meant for the command too.
     heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
-        yield
+        yield heard
     finally:
         for number, old in before.items():
             signal.signal(number, old)

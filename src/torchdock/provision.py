@@ -31,8 +31,14 @@ FORGET_STALE = (
 )
 # The release whose packages serve a release that is too old, by Debian's major version.
 BORROWED_RELEASE = {12: "trixie"}
-BORROWED_PACKAGES = ("docker.io", "docker-cli", "docker-buildx")
+BORROWED_PACKAGES = ("docker.io", "docker-cli", "docker-buildx", "docker-compose")
 ARCHIVE_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+# An engine that was just installed and that nobody has configured: before Docker 28.3, CDI has to be switched on.
+SWITCH_ON_CDI = (
+    'set -e; [ ! -e "$1" ] || exit 0; mkdir -p "${1%/*}"; '
+    'echo \'{"features": {"cdi": true}}\' >"$1.new"; mv "$1.new" "$1"'
+)
+DAEMON_CONFIGURATION = "/etc/docker/daemon.json"
 DOCKERS_SCRIPT = "curl -fsSL https://get.docker.com -o get-docker.sh && sudo sh get-docker.sh"
 # A person's commands where torchdock does not install by itself, by the ID of os-release.
 COMMANDS = {
@@ -41,7 +47,7 @@ COMMANDS = {
     "opensuse": "sudo zypper install docker docker-buildx && sudo systemctl enable --now docker",
     "suse": "sudo zypper install docker docker-buildx && sudo systemctl enable --now docker",
     "alpine": "doas apk add docker docker-cli-buildx && doas rc-service docker start",
-    "debian": "sudo apt-get install docker.io docker-buildx && sudo systemctl enable --now docker",
+    "debian": "sudo apt-get install docker.io docker-buildx docker-compose && sudo systemctl enable --now docker",
     "darwin": "brew install --cask docker && open -a Docker",
 }
 
@@ -140,9 +146,9 @@ def plan(state: State, facts: EngineFacts, system: System) -> EnginePlan:
         borrow = BORROWED_RELEASE[system.version[0]]
         packages: tuple[str, ...] = ("ca-certificates", "iptables", "xz-utils")
     elif system.id == "debian" and (not system.version or system.version[0] >= 13):
-        packages = ("docker.io", "docker-cli", "docker-buildx", "ca-certificates", "iptables", "xz-utils")
+        packages = (*BORROWED_PACKAGES, "ca-certificates", "iptables", "xz-utils")
     elif system.id == "ubuntu" and system.version >= (22, 4):
-        packages = ("docker.io", "docker-buildx", "ca-certificates", "iptables", "xz-utils")
+        packages = ("docker.io", "docker-buildx", "docker-compose-v2", "ca-certificates", "iptables", "xz-utils")
     else:
         # Releases too old for buildx, and derivatives of Fedora, have no such package: Docker's own script serves them.
         names = () if system.id in ("debian", "ubuntu") else (system.id, *(set(system.like) - {"fedora"}))
@@ -169,7 +175,7 @@ def plan(state: State, facts: EngineFacts, system: System) -> EnginePlan:
         borrow,
         system.systemd,
         privilege,
-        f"install Docker Engine with buildx from {source} and start it {how}"
+        f"install Docker Engine with buildx and Compose from {source} and start it {how}"
         + ("" if system.root else "; using it then takes one more step of yours, which will be shown (its group)"),
     )
 
@@ -210,6 +216,8 @@ def _install(wanted: EnginePlan) -> None:
     with tempfile.TemporaryDirectory(prefix="torchdock-") as folder:
         Path(folder).chmod(0o755)  # apt's own user reads the packages
         files = _borrow(Path(folder), wanted.borrow_from) if wanted.borrow_from else []
+        # Before the packages, whose own scripts start the engine where there is systemd.
+        capture([*wanted.privilege, "sh", "-c", SWITCH_ON_CDI, "sh", DAEMON_CONFIGURATION])
         done = _apt(wanted, "install", "-y", "-qq", "--no-install-recommends", *map(str, files), *wanted.packages)
     if done.code != 0:
         raise EngineError(

@@ -114,28 +114,53 @@ def resolve(
         InputError: the requirements cannot be satisfied, or differ between architectures; the text says which.
         TorchdockError: an index cannot be reached, or refuses its credentials.
     """
-    moved = ["--upgrade-package", upgrade] if isinstance(upgrade, str) else ["--upgrade"] if upgrade else []
-    env = {name: value for name, value in given.environment().items() if name not in STEERING}
-    results = {}
     # The folder is this user's alone: the index in it may carry a token.
     with tempfile.TemporaryDirectory(prefix="torchdock-lock-") as name:
-        folder = Path(name)
-        project, wanted = folder / "pyproject.toml", folder / "requirements.in"
+        project, wanted = Path(name, "pyproject.toml"), Path(name, "requirements.in")
         project.write_text(_project(variant, given), encoding="utf-8")
         wanted.write_text("".join(f"{requirement}\n" for requirement in asked), encoding="utf-8")
+        results = {}
         for architecture in variant.architectures:
-            output = folder / f"{architecture}.txt"
-            # uv keeps the versions, and the hashes, that it finds in its output file.
-            output.write_text("".join(pin.text for pin in locked.values()), encoding="utf-8")
-            argv = [str(Path(sys.executable).with_name("uv")), "pip", "compile", str(project), str(wanted)]
-            argv += ["--python", sys.executable, "--no-python-downloads", "--python-version", variant.python]
-            argv += ["--python-platform", PLATFORM.format(architecture), "--only-binary", ":all:", "--generate-hashes"]
-            argv += ["--no-config", "--no-header", "--no-annotate", "--quiet", "--color", "never"]
-            done = capture([*argv, "--output-file", str(output), *moved], timeout=600, env=env)
-            if done.code != 0:
-                raise _explain(done.err, variant, given)
-            results[architecture] = locks.parse(output.read_text(), architecture)
-    return _same(results)
+            found = compile_one(variant, architecture, [str(project), str(wanted)], locked, given, upgrade)
+            if isinstance(found, Unsolved):
+                raise _explain(found.text, variant, given)
+            results[architecture] = found
+    return same(results)
+
+
+@dataclass(frozen=True)
+class Unsolved:
+    """What uv said where it found no versions; it may name an index with its token (:meth:`Sources.redact`)."""
+
+    text: str
+
+
+def compile_one(
+    variant: Variant,
+    architecture: str,
+    inputs: Sequence[str],
+    locked: Mapping[str, Pin],
+    given: Sources,
+    upgrade: str | bool | None = None,
+) -> dict[str, Pin] | Unsolved:
+    """The pins of what ``inputs`` (words for ``uv pip compile``) ask for, for one architecture, wheels alone.
+
+    Versions that are locked are kept, but for ``upgrade`` (see :func:`refresh`).
+    """
+    moved = ["--upgrade-package", upgrade] if isinstance(upgrade, str) else ["--upgrade"] if upgrade else []
+    env = {name: value for name, value in given.environment().items() if name not in STEERING}
+    with tempfile.TemporaryDirectory(prefix="torchdock-lock-") as name:
+        output = Path(name, "lock.txt")
+        # uv keeps the versions, and the hashes, that it finds in its output file.
+        output.write_text("".join(pin.text for pin in locked.values()), encoding="utf-8")
+        argv = [str(Path(sys.executable).with_name("uv")), "pip", "compile", *inputs]
+        argv += ["--python", sys.executable, "--no-python-downloads", "--python-version", variant.python]
+        argv += ["--python-platform", PLATFORM.format(architecture), "--only-binary", ":all:", "--generate-hashes"]
+        argv += ["--no-config", "--no-header", "--no-annotate", "--quiet", "--color", "never"]
+        done = capture([*argv, "--output-file", str(output), *moved], timeout=600, env=env)
+        if done.code != 0:
+            return Unsolved(done.err)
+        return locks.parse(output.read_text(), architecture)
 
 
 def _project(variant: Variant, given: Sources) -> str:
@@ -153,7 +178,7 @@ def _torch_url(given: Sources, variant: Variant) -> str:
     return given.torch_index_url(variant.index_url.removesuffix(f"/{variant.index}"), variant.index)
 
 
-def _same(results: Mapping[str, Mapping[str, Pin]]) -> dict[str, Pin]:
+def same(results: Mapping[str, Mapping[str, Pin]]) -> dict[str, Pin]:
     """One lock of the results for each architecture; a version's hashes are those of all of them.
 
     Raises:
@@ -247,18 +272,10 @@ def _left(root: Path, variant: Variant, digest: str) -> str:
 
 def _explain(text: str, variant: Variant, given: Sources) -> TorchdockError:
     """What a failed resolve means."""
-    told = " ".join(re.sub(r"[^\x20-\x7e]", " ", given.redact(text)).split())
-    unsolved = "No solution found" in told
-    # An index is asked itself. Of a token that is refused, uv says "no solution" too, and gives this as a hint.
-    if not unsolved or re.search(r"credentials|\b40[137]\b", told):
-        reach, label = Reach(True), "An index"
-        if given.index is not None:
-            reach, label = sources.probe(given, f"{given.index.url.rstrip('/')}/numpy/"), given.index.label
-        if reach.ok and variant.index:
-            reach, label = _reach(given, variant), _index_label(given, variant)
-        if reach.ok:
-            reach, label = sources.judge_failure(told.replace("Expired", "expired")), "An index"
-        return TorchdockError(f"{variant.name} could not be resolved, {label}: {reach.why}. {reach.remedy} {UNCHANGED}")
+    told = plainly(text, given)
+    error = unreachable(told, variant, given)
+    if error is not None:
+        return error
     advice = f"Change {locks.REQUIREMENTS}."
     if "registry" in told:
         advice = "Correct its name; a mirror may also not carry it, or be no package index."
@@ -268,3 +285,24 @@ def _explain(text: str, variant: Variant, given: Sources) -> TorchdockError:
     return InputError(
         f"{locks.REQUIREMENTS} could not be resolved for {variant.name}: {told[:800]} {advice} {UNCHANGED}"
     )
+
+
+def plainly(text: str, given: Sources) -> str:
+    """What uv said, without secrets, frames and colours, on one line."""
+    return " ".join(re.sub(r"[^\x20-\x7e]", " ", given.redact(text)).split())
+
+
+def unreachable(told: str, variant: Variant, given: Sources) -> TorchdockError | None:
+    """The error where a resolve failed for an index and not for the versions that were asked for, else None."""
+    unsolved = "No solution found" in told
+    # An index is asked itself. Of a token that is refused, uv says "no solution" too, and gives this as a hint.
+    if unsolved and not re.search(r"credentials|\b40[137]\b", told):
+        return None
+    reach, label = Reach(True), "An index"
+    if given.index is not None:
+        reach, label = sources.probe(given, f"{given.index.url.rstrip('/')}/numpy/"), given.index.label
+    if reach.ok and variant.index:
+        reach, label = _reach(given, variant), _index_label(given, variant)
+    if reach.ok:
+        reach, label = sources.judge_failure(told.replace("Expired", "expired")), "An index"
+    return TorchdockError(f"{variant.name} could not be resolved, {label}: {reach.why}. {reach.remedy} {UNCHANGED}")

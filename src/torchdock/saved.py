@@ -288,18 +288,28 @@ def name_layers(history: Sequence[Mapping[str, Any]], count: int) -> list[LayerN
 
 def name_by_listing(listing: Sequence[Mapping[str, Any]], count: int) -> list[LayerName]:
     """The same from ``docker history``, which does not say which steps made no layer (WORKDIR may be either)."""
-    steps = [str(row.get("CreatedBy") or "") for row in reversed(listing)]
+    return name_layers([{"created_by": row.get("CreatedBy")} for row in _layer_rows(listing, count)], count)
+
+
+def size_by_listing(listing: Sequence[Mapping[str, Any]], count: int) -> list[int]:
+    """How many bytes each layer holds, the oldest first; all in the last one where the listing does not fit. Pure."""
+    rows = _layer_rows(listing, count)
+    if rows:
+        return [int(row.get("Size") or 0) for row in rows]
+    return [0] * (count - 1) + [sum(int(row.get("Size") or 0) for row in listing)] * bool(count)
+
+
+def _layer_rows(listing: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """The rows that made a layer, the oldest first; none where they do not fit their number."""
     for workdir in (False, True):
-        history = [
-            {
-                "created_by": step,
-                "empty_layer": bool(_NO_LAYER.match(step)) or (workdir and step.startswith("WORKDIR ")),
-            }
-            for step in steps
-        ]
-        if sum(not entry["empty_layer"] for entry in history) == count:
-            return name_layers(history, count)
-    return name_layers([], count)
+        rows = []
+        for row in reversed(listing):
+            step = str(row.get("CreatedBy") or "")
+            if not _NO_LAYER.match(step) and not (workdir and step.startswith("WORKDIR ")):
+                rows.append(row)
+        if len(rows) == count:
+            return rows
+    return []
 
 
 # --- reading an image -----------------------------------------------------------------------------------------------

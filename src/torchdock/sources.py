@@ -30,6 +30,9 @@ SYSTEM_BUNDLES = (
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 # The Python package index: uv's own names first, because they are the more specific ones.
 INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
+# What else pip and uv read; builds take everything from one index, these are for what people install in a container.
+FURTHER_INDEX_VARIABLES = ("PIP_EXTRA_INDEX_URL", "UV_INDEX")
+TRUST_VARIABLES = ("PIP_TRUSTED_HOST", "UV_INSECURE_HOST")
 TORCH_INDEX_VARIABLE = "TORCHDOCK_TORCH_INDEX"
 APT_MIRROR_VARIABLE = "TORCHDOCK_APT_MIRROR"
 BASE_IMAGE_VARIABLE = "TORCHDOCK_BASE_IMAGE"
@@ -79,6 +82,7 @@ class Sources:
         base_image: a reference that replaces the pinned base's repository; empty for none.
         netrc: credentials for hosts (the file of ``NETRC``, else ``~/.netrc``), or None.
         loopback: some source or proxy is on this host's loopback, which a build reaches on the host's network only.
+        further: further indexes and what pip and uv trust, by the variables that name them.
     """
 
     ca: Path | None
@@ -89,6 +93,18 @@ class Sources:
     base_image: str = ""
     netrc: Path | None = None
     loopback: bool = False
+    further: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def installing(self) -> dict[str, str]:
+        """The variables by which pip and uv in a container find this host's indexes; their values may carry tokens.
+
+        One on the loopback is left away: a container has a loopback of its own.
+        """
+        found = dict(self.further)
+        if self.index is not None and not _is_loopback(self.index.url):
+            found |= {"PIP_INDEX_URL": self.index.url, "UV_DEFAULT_INDEX": self.index.url}
+        return found
 
     @property
     def mirrors(self) -> tuple[Mirror, ...]:
@@ -203,6 +219,18 @@ def _netrc(env: Mapping[str, str]) -> Path | None:
     return None
 
 
+def _further(env: Mapping[str, str]) -> dict[str, str]:
+    """Further indexes that a container reaches: neither this host's loopback nor its files."""
+    found = {}
+    for name in FURTHER_INDEX_VARIABLES:
+        words = [(word, re.sub(r"^[\w.-]+=", "", word)) for word in env.get(name, "").split()]  # uv: NAME=URL
+        found[name] = " ".join(
+            word for word, url in words if re.match("https?://", url, re.IGNORECASE) and not _is_loopback(url)
+        )
+    found |= {name: env.get(name, "") for name in TRUST_VARIABLES}
+    return {name: value for name, value in found.items() if value}
+
+
 def _is_loopback(url: str) -> bool:
     try:
         host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
@@ -241,6 +269,7 @@ def gather(env: Mapping[str, str] | None = None) -> Sources:
         base_image=base_image,
         netrc=_netrc(env),
         loopback=any(_is_loopback(url) for url in urls),
+        further=_further(env),
     )
 
 

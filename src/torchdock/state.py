@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,25 @@ class CloneState:
             self._lock.release()
 
     def write(self, path: Path, document: dict[str, Any]) -> None:
-        """Write JSON whole or not at all."""
+        """Write JSON whole or not at all.
+
+        Raises:
+            InputError: the clone is not writable for this user.
+            OSError: the disk is full; nothing is left of it.
+        """
         text = json.dumps(document, indent=2, sort_keys=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as handle:
-            handle.write(text + "\n")
-        os.chmod(handle.name, 0o644)
-        os.replace(handle.name, path)
+        try:
+            handle = tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False)  # noqa: SIM115
+        except PermissionError as error:
+            raise self._unwritable(error) from None
+        try:
+            with handle:
+                handle.write(text + "\n")
+            os.chmod(handle.name, 0o644)
+            os.replace(handle.name, path)
+        except BaseException:
+            os.unlink(handle.name)
+            raise
 
     def records(self) -> list[dict[str, Any]]:
         """The build records of this clone; damaged ones are passed over."""
@@ -85,3 +98,10 @@ class CloneState:
             except (OSError, ValueError):
                 continue
         return [record for record in found if isinstance(record, dict) and "image" in record]
+
+    def forget(self, image: str) -> None:
+        """Remove the build records of an image that is gone."""
+        for path in self.folder.glob("builds/*.json"):
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                if json.loads(path.read_text())["image"] == image:
+                    path.unlink()

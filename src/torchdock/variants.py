@@ -116,6 +116,16 @@ def torch_index(root: Path) -> str:
         return str(document["torch_index"]["url"]).rstrip("/")
 
 
+def shared_repository(root: Path) -> str:
+    """The repository in which this clone's team keeps its images; empty where none is named.
+
+    Raises:
+        InputError: see :func:`read`.
+    """
+    with _document(root) as document:
+        return str(document.get("share", {}).get("repository", ""))
+
+
 def _variant(root: Path, name: str, row: Mapping[str, Any], base: Base, index_root: str) -> Variant:
     for key in ("summary", "dockerfile", "torch", "torchvision", "python"):
         if not isinstance(row[key], str):

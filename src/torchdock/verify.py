@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from torchdock import base as bases
-from torchdock import image, variants
+from torchdock import image, uses, variants
 from torchdock.console import Reporter, Step
 from torchdock.difference import MEANINGS, Comparison, LayerComparison, compare, pairs
 from torchdock.engine import Engine
@@ -253,10 +253,11 @@ class Plan:
     def words(self) -> str:
         """What would be done, for people."""
         first = "" if self.there else f"build {self.ours.tag} and "
+        said = f"{self.note} " if self.note else ""
         if self.base:
             return f"Would make {self.ours.base.reference} again with mmdebstrap as {self.other}, and compare the two"
         if self.again is not None:
-            return f"Would {first}build {self.ours.tag} again with no cache as {self.other}, and compare the two"
+            return f"{said}Would {first}build {self.ours.tag} again with no cache as {self.other}, and compare the two"
         return f"Would {first}compare {self.other} with {self.ours.tag}" + (f". {self.note}" if self.note else "")
 
     @property
@@ -304,9 +305,7 @@ def plan(
     candidates = image.plans(state.root, variant, engine, sources, wishes)
     usual = next((candidate for candidate in candidates if engine.image(candidate.tag)), candidates[0])
     if theirs is None:
-        twice = replace(wishes, no_cache=True, tag=_second_name(state, usual))
-        anew = image.plans(state.root, variant, engine, sources, twice)
-        again = next(candidate for candidate in anew if candidate.base == usual.base)
+        again = _second_build(engine, state, variant, sources, wishes, usual)
         return Plan(wishes, usual, engine.image(usual.tag) is not None, again.tag, again)
     same = _on_the_base_of(engine, candidates, theirs)
     note = (
@@ -314,8 +313,27 @@ def plan(
         "base only, and what a base holds may differ above it too; `base` in the build record beside it names it."
     )
     ours = same or usual
-    there = engine.image(ours.tag) is not None
-    return Plan(wishes, ours, there, theirs.name, pinned=same is not None, note="" if same else note)
+    there = engine.image(ours.tag)
+    if there is not None and there.id == theirs.id and (origin := uses.brought(engine, ours.tag)):
+        again = _second_build(engine, state, variant, sources, wishes, ours)
+        note = (
+            f"{ours.tag} was not built on this engine, it came from {origin}: it is compared with a build of its own."
+        )
+        return Plan(wishes, ours, True, again.tag, again, note=note)
+    return Plan(wishes, ours, there is not None, theirs.name, pinned=same is not None, note="" if same else note)
+
+
+def _second_build(
+    engine: Engine,
+    state: CloneState,
+    variant: Variant,
+    sources: Sources,
+    wishes: image.Wishes,
+    ours: image.BuildPlan,
+) -> image.BuildPlan:
+    twice = replace(wishes, no_cache=True, tag=_second_name(state, ours))
+    anew = image.plans(state.root, variant, engine, sources, twice)
+    return next(candidate for candidate in anew if candidate.base == ours.base)
 
 
 def _second_name(state: CloneState, ours: image.BuildPlan) -> str:
@@ -420,10 +438,19 @@ def _build_again(
     engine: Engine, state: CloneState, plan: Plan, ours: image.BuildPlan, sources: Sources, reporter: Reporter
 ) -> None:
     variant = ours.variant
+    choices = [candidate.base for candidate in image.plans(state.root, variant, engine, sources)]
     if plan.base:
-        choices = [candidate.base for candidate in image.plans(state.root, variant, engine, sources)]
         bases.bootstrap(engine, state.root, variant.base, choices, sources, reporter, plan.other)
     else:
+        made = ours.base.source == "bootstrapped"
+        if made and engine.image(ours.base.reference) is None:  # the image was brought, and its base was not
+            base = bases.bootstrap(engine, state.root, variant.base, choices, sources, reporter)
+            if base != ours.base:
+                raise TorchdockError(
+                    f"{ours.tag} stands on {ours.base.reference}, of which the mirrors no longer have every package, "
+                    "so it cannot be built again here. Verify it where that base is, or lock today's packages with "
+                    "`invoke lock --upgrade debian`."
+                )
         wishes = replace(plan.wishes, no_cache=True, tag=plan.other, base=ours.base)
         image.ensure(engine, state, variant, sources, reporter, wishes)
 
