@@ -1,4 +1,4 @@
-"""gradients against finite differences; accumulation equals a large batch"""
+"""first and second gradients against finite differences; accumulation equals a large batch"""
 
 import pytest
 import torch
@@ -40,10 +40,56 @@ def test_central_differences(seed):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradcheck(name):
-    """Every entry of the Jacobian against finite differences in float64."""
+    """Every entry of the Jacobian against finite differences in float64, backward and forward (dual numbers)."""
     function, shapes = FUNCTIONS[name]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradgradcheck(name):
+    """The gradients' own gradients, which penalties on gradients and second-order methods take."""
+    function, shapes = FUNCTIONS[name]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+class Cube(torch.autograd.Function):
+    """x^3, with a backward of its own that is differentiable again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * gradient
+
+
+class WrongCube(Cube):
+    """As above, with a factor that is wrong by a hundredth."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 1.01 * Cube.backward(ctx, gradient)
+
+
+def test_a_function_of_ones_own():
+    """Its backward is used, once and twice; gradcheck, which proves so much here, sees one that is 1% wrong."""
+    x = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Cube.apply, x) and torch.autograd.gradgradcheck(Cube.apply, x)
+    assert not torch.autograd.gradcheck(WrongCube.apply, x, raise_exception=False)
+
+
+def test_jacobians_and_hessians():
+    """torch.func, vectorised over a batch: of x -> A x the Jacobian is A, of x^T B x the Hessian is B + B^T."""
+    a, b, x = (torch.randn(shape, dtype=torch.float64) for shape in ((3, 4), (4, 4), (6, 4)))
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda x: a @ x))(x)
+    hessians = torch.func.vmap(torch.func.hessian(lambda x: x @ b @ x))(x)
+    torch.testing.assert_close(jacobians, a.expand(6, 3, 4))
+    torch.testing.assert_close(hessians, (b + b.T).expand(6, 4, 4))
 
 
 def test_second_derivative():

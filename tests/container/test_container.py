@@ -39,6 +39,23 @@ def test_home_is_writable():
         assert os.fstat(file.fileno()).st_uid == os.geteuid()
 
 
+@pytest.mark.image
+def test_workspace_is_writable():
+    """Checkpoints and logs go there: found out at the end of an epoch, it costs the epoch."""
+    workspace = Path("/workspace")
+    if not workspace.is_mount():  # `invoke test` mounts none
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=workspace) as file:
+            owner = Path(file.name).stat().st_uid
+    except OSError as error:
+        pytest.fail(
+            f"/workspace: {error.strerror}. Remedy: `-w` a folder of your own, open it to UID {os.geteuid()} "
+            "(sudo chown), and mount it without :ro."
+        )
+    assert owner == os.geteuid(), f"what UID {os.geteuid()} writes to /workspace belongs to UID {owner}"
+
+
 @pytest.mark.parametrize("variable", CACHES)
 def test_cache_is_writable_and_executable(variable):
     """Downloads and compiled kernels go there: without it, each process starts from nothing or fails."""

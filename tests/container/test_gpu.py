@@ -1,4 +1,4 @@
-"""NVML and torch agree; kernels, nms, training, torch.compile on the GPU"""
+"""NVML and torch agree; kernels, nms, roi_align, training, torch.compile on the GPU"""
 
 import os
 import re
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.ops import nms
+from torchvision.ops import nms, roi_align
 
 from torchdock.inside import devices
-from torchdock.inside.workloads import classifier
+from torchdock.inside.workloads import classifier, loop
 
 pytestmark = pytest.mark.gpu
 REMEDY = "ask invoke doctor on the host about driver and GPU; a GPU that computes wrongly belongs out of service."
@@ -18,15 +18,6 @@ REMEDY = "ask invoke doctor on the host about driver and GPU; a GPU that compute
 @pytest.fixture(scope="module")
 def nvml() -> devices.Nvml:
     return devices.nvml()
-
-
-def seen() -> dict[str, tuple[str, int]]:
-    """What torch sees: {UUID: (name, bytes)}."""
-    found = {}
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        found[re.sub(r"^(GPU|MIG)-", "", str(properties.uuid)).lower()] = (properties.name, properties.total_memory)
-    return found
 
 
 @pytest.mark.quick
@@ -43,22 +34,53 @@ def test_driver(nvml):
 @pytest.mark.quick
 def test_uuids(nvml):
     """torch sees the devices that NVML sees, joined by UUID: indices mean different GPUs in different programs."""
-    known = {device.uuid for device in nvml.devices}
-    assert seen()
-    assert set(seen()) <= known
-    # CUDA shows a process one MIG instance at most, and a list of visible devices may hide some on purpose.
-    if "CUDA_VISIBLE_DEVICES" not in os.environ and not any(device.mig for device in nvml.devices):
-        assert set(seen()) == known
+    known, seen = {device.uuid for device in nvml.devices}, {device["uuid"] for device in devices.cuda()}
+    assert seen and seen <= known
+    # A list of visible devices may hide some on purpose, and CUDA shows a process one MIG instance at most.
+    if any(device.mig for device in nvml.devices):
+        assert len(seen) == torch.cuda.device_count() == 1
+    elif "CUDA_VISIBLE_DEVICES" not in os.environ:
+        assert seen == known
 
 
 @pytest.mark.quick
-def test_names_and_memory(nvml):
-    """Same name; torch's memory is NVML's less what the driver reserves: at most 5% or 512 MiB."""
+def test_names_addresses_and_memory(nvml):
+    """Same name and PCI address; torch's memory is NVML's less what the driver reserves: at most 5% or 512 MiB."""
     known = {device.uuid: device for device in nvml.devices}
-    for uuid, (name, memory) in seen().items():
-        assert name.startswith(known[uuid].name), "a MIG instance's name is its GPU's and its profile"
-        total = known[uuid].memory
-        assert total - max(total // 20, 512 * 2**20) <= memory <= total
+    for index, seen in enumerate(devices.cuda()):
+        device = known[seen["uuid"]]
+        assert seen["name"].startswith(device.name), "a MIG instance's name is its GPU's and its profile"
+        assert device.bus in (seen["bus"], None)
+        # Where GPU and host share their memory NVML tells none, and CUDA itself has to do.
+        total = torch.cuda.mem_get_info(index)[1] if device.memory is None else device.memory
+        assert total - max(total // 20, 512 * 2**20) <= seen["memory"] <= total
+
+
+@pytest.mark.quick
+@pytest.mark.launched
+def test_exactly_the_assigned_gpus(nvml):
+    """A container that sees another GPU computes on somebody else's; one that misses its own was given less."""
+    given = devices.assigned(os.environ.get("TORCHDOCK_GPUS"))
+    assert given, "TORCHDOCK_GPUS is not set. Remedy: launch with torchdock (invoke test), which names what it gives."
+    seen = [device.uuid for device in nvml.devices]
+    assert sorted(seen) == sorted(given), f"given: {', '.join(given)}; seen: {', '.join(seen)}"
+    mig = any(device.mig for device in nvml.devices)
+    assert not mig or len(given) == 1, "CUDA gives a process one MIG instance. Remedy: launch with one."
+
+
+def test_any_choice_of_visible_devices(nvml):
+    """By index, by UUID, in any order, or none: CUDA shows what CUDA_VISIBLE_DEVICES says, and NVML always all."""
+    known = {device.uuid: device for device in nvml.devices}
+    uuids = sorted(known, key=lambda uuid: known[uuid].bus or "")
+    values = devices.settings(uuids, mig=any(device.mig for device in nvml.devices))
+    for value, seen in zip(values, devices.seen_with(values), strict=True):
+        names = [(one["uuid"], one["bus"]) for one in seen["cuda"]]
+        expected = [(uuid, known[uuid].bus) for uuid in devices.visible(value, uuids)]
+        if value is None and any(device.mig for device in nvml.devices):
+            expected = expected[:1]
+        assert [name for name, _ in names] == [name for name, _ in expected], f"CUDA_VISIBLE_DEVICES={value!r}"
+        assert all(bus in (told, None) for (_, told), (_, bus) in zip(names, expected, strict=True))
+        assert sorted(seen["nvml"]) == sorted(known), f"CUDA_VISIBLE_DEVICES={value!r} hides GPUs from NVML"
 
 
 @pytest.mark.quick
@@ -110,10 +132,26 @@ def test_nms_equals_the_cpus():
     assert nms(boxes.cuda(), scores.cuda(), 0.5).tolist() == nms(boxes, scores, 0.5).tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_roi_align_equals_the_cpus(dtype):
+    """Values and gradients of a hundred boxes over two pictures, some beyond their edges."""
+    planes = torch.rand(2, 8, 32, 48, dtype=dtype)
+    corners = torch.rand(100, 2, dtype=dtype) * 40 - 4
+    boxes = torch.cat([torch.arange(100)[:, None] % 2, corners, corners + 1 + torch.rand(100, 2) * 15], dim=1).to(dtype)
+    found = []
+    for device in ("cpu", "cuda"):
+        here = planes.to(device).requires_grad_()
+        out = roi_align(here, boxes.to(device), 7, 1.0, 2, aligned=True)
+        out.square().sum().backward()
+        found.append((out.detach().cpu(), here.grad.cpu()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
 def test_classifier_learns():
     """The tutorial's training on the GPU: above 90% on held-out images, the first losses the CPU's."""
-    on_gpu, on_cpu = classifier.train(device="cuda"), classifier.train(device="cpu")
-    assert on_gpu.accuracy > 0.9
+    workload = classifier.WORKLOAD
+    on_gpu, on_cpu = (loop.train(workload, loop.settings(workload), device=device) for device in ("cuda", "cpu"))
+    assert on_gpu.score > 0.9
     # The same weights, images and order: rounding alone tells the two apart, and it grows from epoch to epoch.
     assert on_gpu.losses[:3] == pytest.approx(on_cpu.losses[:3], rel=0.01)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torchdock.container import Identity
 from torchdock.engine import Engine, EngineFacts, ImageFacts
+from torchdock.identity import Identity
 
 ROOT = Path(__file__).resolve().parents[2]
 SOCKET = "unix:///var/run/docker.sock"
@@ -19,6 +20,8 @@ INFO = {
     "ServerVersion": "26.1.5",
     "Architecture": "x86_64",
     "MemTotal": 16 << 30,
+    "NCPU": 8,
+    **dict.fromkeys(("MemoryLimit", "SwapLimit", "CpuCfsQuota", "CPUShares", "PidsLimit"), True),
     "SecurityOptions": ["name=seccomp"],
 }
 ANNA = Identity(uid=1000, gid=1000, groups=(44, 998), name="anna")
@@ -54,11 +57,15 @@ class TableEngine(Engine):
         cli: str = "/usr/bin/docker",
         cached_steps: int = 100,
         started: bool = False,
+        podman: Mapping[str, Any] | None = None,
+        owner: int | None = None,
     ) -> None:
-        super().__init__(facts(info=info, cli=cli))
+        super().__init__(facts(info=info, cli=cli, podman=podman or {}))
+        self._owner = owner
         self._given = (open_files, data_root, tuple(images), list(containers))
         self._counted = (cached_steps, started)
         self.removed: list[str] = []
+        self.busy: list[str] = []
 
     @cached_property
     def client(self) -> Any:
@@ -70,6 +77,10 @@ class TableEngine(Engine):
         return self._given[0]
 
     @property
+    def owner(self) -> int | None:
+        return self._owner
+
+    @property
     def data_root(self) -> Path | None:
         return self._given[1]
 
@@ -77,14 +88,26 @@ class TableEngine(Engine):
         return ImageFacts(f"sha256:{reference}", ("sha256:1",), 1) if reference in self._given[2] else None
 
     def containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
-        pairs = [label.partition("=")[::2] for label in labels]
-        return [found for found in self._given[3] if all(found["Labels"].get(key) == value for key, value in pairs)]
+        def has(found: dict[str, Any], label: str) -> bool:
+            key, equals, value = label.partition("=")
+            return found["Labels"].get(key) == value if equals else key in found["Labels"]
+
+        return [found for found in self._given[3] if all(has(found, label) for label in labels)]
+
+    def sees(self, folder: Path) -> bool:
+        return True
 
     def cached_steps(self) -> int:
         return self._counted[0]
 
-    def has_started(self, name: str, since: float) -> bool:
-        return self._counted[1]
+    def had(self, name: str, event: str, since: float) -> bool:
+        return event == "start" and self._counted[1]
+
+    def sessions(self, name: str) -> list[str]:
+        return self.busy
+
+    def processes(self, name: str) -> list[str]:
+        return ["/usr/bin/tini -- entrypoint.sh python", "python train.py"]
 
     def remove_container(self, name: str) -> bool:
         self.removed.append(name)
@@ -107,6 +130,22 @@ def open_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Fails, rather than hangs, where a pipe is waited for."""
+
+    def late(*_: Any) -> None:
+        raise AssertionError("it waited for a pipe")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

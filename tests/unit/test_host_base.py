@@ -108,7 +108,7 @@ def test_a_mirror_is_pulled_from(clone: Path) -> None:
 
 def test_offline_pulls_nothing_and_says_what_is_missing(clone: Path) -> None:
     engine = TableEngine(cli=no_docker(clone))
-    with pytest.raises(TorchdockError, match=r"offline: the base is not here.*docker save"):
+    with pytest.raises(TorchdockError, match=r"offline: the base is not here.*invoke save"):
         obtain(clone, engine, offline=True)
     assert not (clone / "argv").exists()
     made = base.choices(clone, BASE, "x86_64", NOTHING)[1]

@@ -49,8 +49,8 @@ CARDS = {
 }  # fmt: skip
 
 
-def cards(*capabilities: str, mig: bool = False) -> "tuple[HostGpu, ...]":
-    return tuple(HostGpu(f"GPU-{i}", CARDS[found], found, mig) for i, found in enumerate(capabilities))
+def cards(*capabilities: str) -> "tuple[HostGpu, ...]":
+    return tuple(HostGpu(f"GPU-{i}", CARDS[found], found) for i, found in enumerate(capabilities))
 
 
 class Host(NamedTuple):
@@ -172,10 +172,6 @@ HOSTS = [
          ("Tesla K80 (3.7; GPU-0), because it has no code for compute capability 3.7. No variant for x86_64 does.",),
          ("GPU-0",)),
     Host("Turing and Ampere on a 535 driver", "D P", cards("7.5", "8.6"), "535.183.01", "cu126", "Tesla T4 (7.5) and"),
-    # --- MIG: an instance has its GPU's capability ---
-    Host("MIG", "G", cards("9.0", mig=True), "580.95.05", "cu130", "serves NVIDIA H100 (9.0)",
-         ("NVIDIA H100 (9.0; GPU-0) is in MIG mode: a process computes on its first instance alone",)),
-    Host("MIG on a 535 driver", "G D", cards("8.0", mig=True), "535.183.01", "cu126", "(8.0)", ("is in MIG mode",)),
     # --- aarch64 ---
     arm("GH200", "P G", cards("9.0"), "580.95.05", "cu130", "the newest variant"),
     arm("GH200 on a 535 driver", "P D", cards("9.0"), "535.183.01", "cu126", "cu130 needs driver 580 or newer"),

@@ -1,8 +1,12 @@
 """What people and programs read: one document on stdout, people's text plain and out of its way."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from given import ROOT
 
 from torchdock.console import Reporter
 
@@ -66,3 +70,26 @@ def test_without_json_there_is_no_document(capsys: pytest.CaptureFixture[str]) -
 def test_where_nobody_can_be_asked_the_answer_is_yes(capsys: pytest.CaptureFixture[str]) -> None:
     assert Reporter().ask("Go ahead?") is True
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("ends", "out", "err"), [("", "", ""), ("1/0", "", "mine\nthe child\n")])
+@pytest.mark.parametrize("keep", [False, True], ids=["", "a document on stdout"])
+def test_quiet_means_until_it_fails(ends: str, out: str, err: str, keep: bool) -> None:
+    program = f"""
+import os, sys
+from torchdock.console import quietly
+try:
+    with quietly(keep_stdout={keep}):
+        if {keep}:
+            print("document")
+        print("mine", file=sys.stderr if {keep} else sys.stdout)
+        sys.stdout.flush()
+        os.system("echo the child >&2")
+        {ends or "pass"}
+except ZeroDivisionError:
+    pass
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0
+    assert (done.stdout, done.stderr) == ("document\n" * keep + out, err)

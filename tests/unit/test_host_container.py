@@ -4,20 +4,25 @@ import csv
 import json
 import os
 import re
+import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from given import ANNA, INFO, NOBODY, TableEngine, open_folder, program, without_rights
 
-from torchdock import container
+from torchdock import container, identity, lifeline
+from torchdock import launch as launches
 from torchdock.container import Identity
 from torchdock.errors import EngineError, InputError, TorchdockError
 from torchdock.gpus import Gpu
+from torchdock.identity import Way
+from torchdock.launch import EnvFile, Mount, Port, Variable
 from torchdock.sources import Sources
 
-ROOTLESS = Identity(1000, 1000, (44,), "anna", root_inside=True)
-GPU = Gpu(0, "GPU-1", "H200", 1, 0, 0)
+ROOTLESS = Identity(1000, 1000, (44,), "anna", Way.ROOT, groups_reach=False)
+GPU = Gpu(0, "GPU-1", "H200", 1, 0)
 
 
 def launch(engine: "TableEngine | None" = None, who: Identity = ANNA, **different: Any) -> container.LaunchPlan:
@@ -45,21 +50,24 @@ def mounts(plan: container.LaunchPlan) -> "list[list[str]]":
 def test_the_plan_is_one_docker_command() -> None:
     plan = launch(name="torchdock-anna-run-1")
     assert plan.argv == (
-        *("docker", "run", "--rm", "--interactive", "--name", "torchdock-anna-run-1", "--hostname", "torchdock"),
+        *("docker", "run", "--rm", "--interactive"),
+        *("--log-driver", "json-file", "--log-opt", "max-size=10m", "--log-opt", "max-file=2"),
+        *("--name", "torchdock-anna-run-1", "--hostname", "torchdock"),
         *("--label", "dev.torchdock.role=run", "--label", "dev.torchdock.user=1000"),
         *("--label", "dev.torchdock.clone=c0ffee", "--label", "dev.torchdock.workspace=/home/anna/project"),
         *("--label", "dev.torchdock.gpus="),
         *("--user", "1000:1000", "--group-add", "44", "--group-add", "998"),
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
-        *("--shm-size", str(8 << 30), "--stop-timeout", "120", "--ulimit", "nofile=20000"),
+        *("--memory", str(12 << 30), "--memory-swap", str(12 << 30), "--cpu-shares", "512", "--pids-limit", "32768"),
+        *("--oom-score-adj", "500", "--shm-size", str(6 << 30), "--ulimit", "nofile=20000", "--stop-timeout", "120"),
         *("--mount", "type=bind,source=/home/anna/project,target=/workspace"),
-        *("--mount", "type=volume,source=torchdock-cache-1000,target=/cache"),
+        *("--mount", "type=volume,source=torchdock-cache-1000,target=/cache,volume-label=dev.torchdock.user=1000"),
         *("--env", "TORCHDOCK_USER=anna", "--env", "TORCHDOCK_LAUNCHED=1"),
         *("torchdock/cu130:abc", "python", "train.py"),
     )
 
 
-@pytest.mark.parametrize("role", ["up", "run", "shell", "test"])
+@pytest.mark.parametrize("role", ["up", "job", "run", "shell", "test"])
 @pytest.mark.parametrize("who", [ANNA, ROOTLESS, Identity(0, 0, (), "root")], ids=["user", "rootless", "root"])
 def test_no_launch_has_more_than_the_least_privilege(role: str, who: Identity) -> None:
     plan = launch(who=who, role=role, tty=True, gpus=[GPU], gpu_arguments=["--device", "nvidia.com/gpu=GPU-1"])
@@ -85,29 +93,111 @@ def test_a_caller_without_further_groups_adds_none() -> None:
     ("role", "tty", "flags"),
     [
         ("up", False, ("--detach",)),
+        ("job", False, ("--detach", "--interactive")),
         ("run", False, ("--rm", "--interactive")),
-        ("run", True, ("--rm", "--interactive", "--tty")),
+        ("run", True, ("--rm", "--interactive")),
         ("test", False, ("--rm", "--interactive")),
     ],
 )
-def test_only_the_workspace_container_stays(role: str, tty: bool, flags: "tuple[str, ...]") -> None:
+def test_only_the_workspace_container_and_jobs_stay(role: str, tty: bool, flags: "tuple[str, ...]") -> None:
     plan = launch(role=role, tty=tty)
-    assert plan.argv[2 : plan.argv.index("--name")] == flags
+    assert plan.argv[2 : plan.argv.index("--log-driver")] == flags
+    terminal = ("--tty", "--detach-keys", "ctrl-@,ctrl-^,ctrl-@", "--env", "TERM", "--env", "COLORTERM")
+    assert plan.argv[plan.argv.index("--name") - len(terminal) * tty : plan.argv.index("--name")] == terminal * tty
+    assert tty or "--tty" not in plan.argv
 
 
-@pytest.mark.parametrize(
-    ("memory", "shm"),
-    [
-        (0, 1 << 30),
-        (1 << 30, 1 << 30),
-        (4 << 30, 2 << 30),
-        ((4 << 30) + (3 << 20) + 4097, (2 << 30) + (1 << 20)),
-        (256 << 30, 128 << 30),
-    ],
+@pytest.mark.parametrize("role", ["up", "job", "run", "shell", "test"])
+def test_no_output_fills_a_disk(role: str) -> None:
+    """A training that is attached for days draws progress bars; the engine's own driver may keep all of them."""
+    size = f"max-size={'500' if role == 'job' else '10'}m"
+    plan = launch(role=role)
+    assert (values(plan, "--log-driver"), values(plan, "--log-opt")) == (["json-file"], [size, "max-file=2"])
+    plan = launch(TableEngine(podman={"host": {}}), role=role)
+    assert (values(plan, "--log-driver"), values(plan, "--log-opt")) == (["json-file"], [size])
+
+
+@pytest.mark.parametrize("role", ["up", "job", "run"])
+def test_a_dry_run_tells_all_that_a_launch_has(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "FOLDERS", tmp_path)
+    cli = program(tmp_path / "docker", f'printf "%s\\n" "$@" >{tmp_path}/words')
+    engine, plan = TableEngine(cli=cli), launch(role=role)
+    assert container.additions(engine, plan, "ID", dry_run=True) or role == "job"
+    assert list(tmp_path.iterdir()) == [tmp_path / "docker"]  # nothing is made for it
+    lifeline.folder(os.getuid())
+    told = container.additions(engine, plan, "ID", dry_run=True)
+    {"up": container.up, "job": container.start, "run": container.attached}[role](engine, plan)
+    words = (tmp_path / "words").read_text().splitlines()
+    passed = [re.sub(r"(?<=TORCHDOCK_LIFELINE=)[0-9a-f]{16}(?=:)", "ID", word) for word in words]
+    assert passed == ["run", *told, *plan.argv[2:]]
+    assert len(told) == {"up": 4, "job": 0, "run": 4}[role]
+
+
+def test_a_time_limit_stands_before_the_command_and_gives_it_its_grace() -> None:
+    plan = launch(seconds=28800)
+    assert plan.argv[plan.argv.index(plan.image) + 1 :] == (
+        *("timeout", "--foreground", "--preserve-status", "--verbose", "--kill-after=120", "28800"),
+        *("python", "train.py"),
+    )
+    assert "dev.torchdock.seconds=28800" in values(plan, "--label")
+
+
+WISHES = launches.Wishes(
+    mounts=(Mount(Path("/data/a,b"), "/data", read_only=True), Mount(Path("/out"), "/out")),
+    variables=(Variable("MODE", "fast", by_name=False), Variable("API_TOKEN", "hunter2", by_name=True)),
+    files=(EnvFile(Path("/home/anna/.env"), "0" * 64),),
+    ports=(Port(8000, 8000), Port(0, 80, "[::1]")),
+    memory=2 << 30,
+    cpus=1.5,
+    shm=1 << 30,
 )
-def test_shared_memory_is_half_of_the_machine_and_at_least_1_gib(memory: int, shm: int) -> None:
-    plan = launch(TableEngine(info={**INFO, "MemTotal": memory}))
-    assert values(plan, "--shm-size") == [str(shm)]
+
+
+def test_what_is_wished_for_is_in_the_command_and_no_secret_is() -> None:
+    plan = launch(wishes=WISHES)
+    assert mounts(plan)[2:] == [
+        ["type=bind", "source=/data/a,b", "target=/data", "readonly"],
+        ["type=bind", "source=/out", "target=/out"],
+    ]
+    assert {"MODE=fast", "API_TOKEN"} <= set(values(plan, "--env"))
+    assert values(plan, "--env-file") == ["/home/anna/.env"]
+    assert values(plan, "--publish") == ["127.0.0.1:8000:8000", "[::1]::80"]
+    assert [values(plan, option)[0] for option in ("--memory", "--cpus", "--shm-size")] == [
+        *(str(2 << 30), "1.5", str(1 << 30))
+    ]
+    assert plan.environment == {"API_TOKEN": "hunter2"}
+    assert "hunter2" not in f"{plan} {plan.argv} {WISHES}"
+
+
+def test_another_value_of_a_secret_or_of_a_file_is_another_plan() -> None:
+    usual: dict[str, Any] = {"role": "up", "name": "n"}
+    others = [
+        launches.NOTHING,
+        WISHES,
+        replace(WISHES, variables=(Variable("MODE", "fast", False), Variable("API_TOKEN", "other", True))),
+        replace(WISHES, files=(EnvFile(Path("/home/anna/.env"), "1" * 64),)),
+    ]
+    assert len({launch(**usual, wishes=one).digest for one in others}) == len(others)
+
+
+@pytest.mark.parametrize("short", ["night", "a", "lr.1-b_2", "x" * 63])
+def test_a_job_is_called_by_its_name(short: str) -> None:
+    assert container.job_name(ANNA, short) == f"torchdock-anna-{short}"
+
+
+@pytest.mark.parametrize("short", ["", "-a", ".a", "a b", "a/b", "é", "x" * 64, "a\n"])
+def test_a_name_that_docker_would_not_take_is_wrong_input(short: str) -> None:
+    with pytest.raises(InputError, match="a name is letters"):
+        container.job_name(ANNA, short)
+
+
+def test_a_name_in_use_is_wrong_input() -> None:
+    labels = {"dev.torchdock.role": "job"}
+    there = {"Names": ["/torchdock-anna-night"], "Labels": labels, "Status": "Exited (0) 2 hours ago"}
+    engine = TableEngine(containers=[there])
+    with pytest.raises(InputError, match=r"in use: torchdock-anna-night \(Exited .*`invoke stop --remove NAME`"):
+        container.refuse_taken(engine, "torchdock-anna-night")
+    container.refuse_taken(engine, "torchdock-anna-nigh")
 
 
 @pytest.mark.parametrize(
@@ -162,11 +252,13 @@ def test_proxies_go_by_name_and_their_values_nowhere(monkeypatch: pytest.MonkeyP
 
 
 def test_gpus_are_handed_over_and_labelled_by_uuid() -> None:
-    second = Gpu(1, "GPU-2", "H200", 1, 0, 0)
+    second = Gpu(1, "GPU-2", "H200", 1, 0)
     plan = launch(gpus=[GPU, second], gpu_arguments=["--gpus", '"device=GPU-1,GPU-2"'])
     assert plan.gpus == (GPU, second)
     assert values(plan, "--gpus") == ['"device=GPU-1,GPU-2"']
     assert "dev.torchdock.gpus=GPU-1,GPU-2" in values(plan, "--label")
+    assert {"TORCHDOCK_GPUS=GPU-1,GPU-2", "CUDA_DEVICE_ORDER=PCI_BUS_ID"} <= set(values(plan, "--env"))
+    assert not any("CUDA_DEVICE_ORDER" in word for word in launch().argv)
 
 
 def test_the_command_arrives_word_for_word() -> None:
@@ -222,7 +314,8 @@ def test_a_workspace_container_is_one_for_each_user_clone_and_folder() -> None:
         return container.workspace_name(who, clone, Path(folder))
 
     assert name() == name() == container.workspace_name(ANNA, "c0ffee", Path("/a/project"))
-    assert len({name(), name(Identity(1, 1, (), "bert")), name(clone="beef"), name(folder="/b/project")}) == 4
+    dotted = Identity(1001, 1001, (), "anna")  # an.na, say
+    assert len({name(), name(dotted), name(Identity(1, 1, (), "bert")), name(clone="beef"), name(folder="/b/p")}) == 5
 
 
 @pytest.mark.parametrize(
@@ -232,29 +325,20 @@ def test_a_workspace_container_is_one_for_each_user_clone_and_folder() -> None:
         ({"State": "running", "Labels": {"dev.torchdock.gpus": ""}}, "0"),
         ({"State": "exited", "Labels": {"dev.torchdock.gpus": "GPU-1"}}, None),
         ({"State": "running", "Labels": {"dev.torchdock.gpus": "GPU-1"}, "Names": ["/other"]}, None),
+        ({"State": "running", "Labels": {"dev.torchdock.gpus": "GPU-1", "dev.torchdock.user": "4711"}}, None),
     ],
 )
 def test_a_running_workspace_container_keeps_its_gpus(listed: "dict[str, Any]", held: "str | None") -> None:
-    labels = {"dev.torchdock.role": "up", **listed["Labels"]}
+    labels = {"dev.torchdock.role": "up", "dev.torchdock.user": str(os.getuid()), **listed["Labels"]}
     engine = TableEngine(containers=[{"Names": ["/torchdock-anna"], **listed, "Labels": labels}])
     assert container.held_gpus(engine, "torchdock-anna") == held
-
-
-def test_only_the_containers_of_this_user_and_clone_are_mine() -> None:
-    def listed(name: str, user: int, clone: str) -> "dict[str, Any]":
-        return {"Names": [name], "Labels": {"dev.torchdock.user": str(user), "dev.torchdock.clone": clone}}
-
-    engine = TableEngine(
-        containers=[listed("a", 1000, "c0ffee"), listed("b", 1001, "c0ffee"), listed("c", 1000, "beef")]
-    )
-    assert [found["Names"] for found in container.mine(engine, ANNA, "c0ffee")] == [["a"]]
 
 
 # --- launching, with a docker CLI made for the test ---
 
 
 def listed(plan: container.LaunchPlan, state: str = "running") -> "dict[str, Any]":
-    labels = {"dev.torchdock.role": "up", "dev.torchdock.plan": plan.digest}
+    labels = {"dev.torchdock.role": "up", "dev.torchdock.user": str(os.getuid()), "dev.torchdock.plan": plan.digest}
     return {"Names": [f"/{plan.name}"], "State": state, "Labels": labels}
 
 
@@ -264,7 +348,9 @@ def test_the_command_that_is_run_is_the_plan(tmp_path: Path) -> None:
     assert container.up(engine, plan) == ("torchdock-anna", True)
     said = (tmp_path / "argv").read_text().splitlines()
     assert said[:3] == ["run", "--label", f"dev.torchdock.plan={plan.digest}"]
-    assert said[3:] == list(plan.argv[2:])
+    watched = f"type=bind,source=/tmp/torchdock-{os.getuid()},target=/run/torchdock/lifeline,readonly"
+    assert said[3:5] == ["--mount", watched]
+    assert said[5:] == list(plan.argv[2:])
     assert engine.removed == []
 
 
@@ -284,6 +370,30 @@ def test_a_container_with_another_plan_or_at_rest_is_replaced(state: str, tmp_pa
     assert engine.removed == ["torchdock-anna"]
 
 
+def test_a_launch_that_cannot_be_leaves_the_container_that_is_there(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        plan = launch(role="up", name="torchdock-anna", wishes=launches.Wishes(ports=(Port(port, 80),)))
+        there = listed(launch(role="up", name="torchdock-anna", gpus=[GPU]))
+        engine = TableEngine(cli=program(tmp_path / "docker", f"echo $1 >>{tmp_path}/argv"), containers=[there])
+        with pytest.raises(InputError, match=f"The port {port} of 127.0.0.1 cannot be used"):
+            container.up(engine, plan)
+        assert engine.removed == [] and not (tmp_path / "argv").exists()
+        there["Ports"] = [{"IP": "127.0.0.1", "PrivatePort": 80, "PublicPort": port, "Type": "tcp"}]
+        assert container.up(engine, plan) == ("torchdock-anna", True)  # by the one in whose place it comes
+    assert (tmp_path / "argv").read_text().split() == ["stop", "run"]
+
+
+def test_somebody_elses_container_of_this_name_is_left_alone(tmp_path: Path) -> None:
+    said = 'The container name "/x" is already in use by container "beef".'
+    engine = TableEngine(cli=program(tmp_path / "docker", f"echo '{said}' >&2; exit 125"))
+    with pytest.raises(InputError, match="Take another"):
+        container.up(engine, launch(role="up", name="torchdock-anna"))
+    assert engine.removed == []
+
+
 def test_a_refused_launch_leaves_nothing(tmp_path: Path) -> None:
     said = "docker: Error response from daemon: unresolvable CDI devices nvidia.com/gpu=GPU-1"
     engine = TableEngine(cli=program(tmp_path / "docker", f"echo '{said}' >&2; exit 125"))
@@ -293,23 +403,28 @@ def test_a_refused_launch_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 126, 127, 137])
-def test_the_commands_own_code_comes_back(code: int, tmp_path: Path) -> None:
-    engine = TableEngine(cli=program(tmp_path / "docker", f"exit {code}"))
+def test_the_commands_own_code_comes_back(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = (
+        f"""run) exit {code};; context) echo default unix:///var/run/docker.sock;; info) echo '{json.dumps(INFO)}';;"""
+    )
+    engine = TableEngine(cli=program(tmp_path / "docker", f'case "$1" in {answers} esac'), started=True)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     plan = launch()
     assert container.attached(engine, plan) == code
-    # After a signal it may have been the client that was killed, whose container runs on.
-    assert engine.removed == ([plan.name] if code > 128 else [])
+    # After a signal it may have been the client that was killed, whose container runs on; 126 and 127 docker gives too.
+    assert engine.removed == ([plan.name] if code > 125 else [])
 
 
+@pytest.mark.parametrize("own", [125, 126, 127])
 @pytest.mark.parametrize(
     ("info", "code", "words"),
     [(json.dumps(INFO), 1, "`invoke doctor` checks the engine"), ("", 69, "engine")],
     ids=["the engine answers", "the engine is gone"],
 )
 def test_a_launch_that_docker_refused_is_an_error_and_leaves_nothing(
-    info: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: int, info: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = f"""run) exit 125;; context) echo default unix:///var/run/docker.sock;; info) printf '%s' '{info}';;"""
+    answers = f"""run) exit {own};; context) echo default unix:///var/run/docker.sock;; info) printf '%s' '{info}';;"""
     engine = TableEngine(cli=program(tmp_path / "docker", f'case "$1" in {answers} esac'))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TorchdockError, match=words) as refused:
@@ -318,26 +433,118 @@ def test_a_launch_that_docker_refused_is_an_error_and_leaves_nothing(
     assert engine.removed == ["torchdock-anna-run-1"]
 
 
-def test_a_command_that_itself_ends_with_125_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", [125, 126, 127])
+def test_a_command_that_itself_ends_with_dockers_code_is_no_refusal(
+    own: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = json.dumps(INFO)
-    answers = f"""run) exit 125;; context) echo default unix:///var/run/docker.sock;; info) printf '%s' '{info}';;"""
+    answers = f"""run) exit {own};; context) echo default unix:///var/run/docker.sock;; info) printf '%s' '{info}';;"""
     engine = TableEngine(cli=program(tmp_path / "docker", f'case "$1" in {answers} esac'), started=True)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert container.attached(engine, launch()) == 125
+    assert container.attached(engine, launch()) == own
+
+
+def test_a_refusal_is_explained_by_what_was_doubted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """126 is docker's code where the engine's own complaint is "permission denied"."""
+    answers = "run) exit 126;; context) echo default unix:///var/run/docker.sock;;"
+    answers += f" info) printf '%s' '{json.dumps(INFO)}';;"
+    engine = TableEngine(cli=program(tmp_path / "docker", f'case "$1" in {answers} esac'))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plan = replace(launch(), doubt="It is on a file server.")
+    with pytest.raises(TorchdockError, match=r"what it said is above\. It is on a file server\.$"):
+        container.attached(engine, plan)
+    assert engine.removed == [plan.name]
 
 
 def test_a_further_command_goes_through_the_entrypoint(tmp_path: Path) -> None:
     engine = TableEngine(cli=program(tmp_path / "docker", f'printf "%s\\n" "$@" >{tmp_path}/argv; exit 4'))
     assert container.execute(engine, "torchdock-anna", ["echo", "a  b"]).code == 4
     entry = "/opt/torchdock/docker/entrypoint.sh"
-    assert (tmp_path / "argv").read_text().splitlines() == [
-        "exec",
-        "--interactive",
-        "torchdock-anna",
-        entry,
-        "echo",
-        "a  b",
-    ]
+    said = (tmp_path / "argv").read_text().splitlines()
+    assert said[:2] == ["exec", "--env"]
+    here = f"{lifeline.BOOT_ID.read_text().strip()}:[0-9]+:[0-9]+"
+    assert re.fullmatch(f"TORCHDOCK_LIFELINE=[0-9a-f]{{16}}:{here}", said[2])
+    assert said[3:] == ["--interactive", "torchdock-anna", entry, "echo", "a  b"]
+
+
+def test_on_a_virtual_machine_there_is_no_lifeline(tmp_path: Path) -> None:
+    """A lock of this host is not seen in Docker Desktop's machine, and would end the command at once."""
+    info = {**INFO, "OperatingSystem": "Docker Desktop"}
+    engine = TableEngine(cli=program(tmp_path / "docker", f'printf "%s\\n" "$@" >>{tmp_path}/argv'), info=info)
+    container.execute(engine, "torchdock-anna", ["true"])
+    container.attached(engine, launch(engine))
+    container.up(engine, launch(engine, role="up", name="torchdock-anna"))
+    said = (tmp_path / "argv").read_text()
+    assert said.count("torchdock/cu130:abc") == 2
+    assert "lifeline" not in said.lower()
+
+
+def test_the_values_of_secrets_reach_docker_in_its_environment(tmp_path: Path) -> None:
+    engine = TableEngine(cli=program(tmp_path / "docker", f'echo "$1 $API_TOKEN" >>{tmp_path}/got'))
+    container.attached(engine, launch(wishes=replace(WISHES, ports=())))
+    container.start(engine, launch(role="job", wishes=replace(WISHES, ports=())))
+    container.up(engine, launch(role="up", name="n", wishes=replace(WISHES, ports=())))
+    assert (tmp_path / "got").read_text() == "run hunter2\n" * 3
+
+
+def test_a_job_that_docker_refuses_leaves_nothing_but_never_takes_anothers_name(tmp_path: Path) -> None:
+    plan = launch(role="job", name="torchdock-anna-night")
+    for said, removed in (
+        ('The container name "/x" is already in use by container "beef".', []),
+        (
+            "Bind for 127.0.0.1:8000 failed: port is already allocated.",
+            [plan.name],
+        ),
+    ):
+        engine = TableEngine(cli=program(tmp_path / "docker", f"echo '{said}' >&2; exit 125"))
+        with pytest.raises(InputError, match="Take another"):
+            container.start(engine, plan)
+        assert engine.removed == removed
+
+
+def test_memory_that_was_not_enough_is_said_with_the_code_of_a_kill(tmp_path: Path) -> None:
+    class Starved(TableEngine):
+        def had(self, name: str, event: str, since: float) -> bool:
+            return event == "oom"
+
+    engine = Starved(cli=program(tmp_path / "docker", "exit 137"))
+    with pytest.raises(container.OutOfMemory, match=r"\(2\.0 GiB\)\. Ask for more with --memory") as told:
+        container.attached(engine, launch(engine, wishes=launches.Wishes(memory=2 << 30)))
+    assert told.value.exit_code == 137
+
+
+def test_a_lost_gpu_is_said_with_a_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the file that the container and its client share; whatever the command's own code is."""
+    monkeypatch.setattr(lifeline, "FOLDERS", tmp_path / "lines")
+    lifeline.FOLDERS.mkdir()
+    script = f"""for word; do case $word in *"target={lifeline.WORD}") word=${{word#*source=}}
+        test -f "${{word%%,*}}" && echo "off its bus" >"${{word%%,*}}" ;; esac; done; exit $(cat {tmp_path}/code)"""
+    engine = TableEngine(cli=program(tmp_path / "docker", script))
+    for code in (0, 143):
+        (tmp_path / "code").write_text(str(code))
+        with pytest.raises(container.LostGpu, match=rf"\(it gave {code}\): off its bus\. Launch it again") as told:
+            container.attached(engine, launch(engine, gpus=[GPU]))
+        assert told.value.exit_code == 74
+        assert container.attached(engine, launch(engine)) == code  # without a GPU there is no such file
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", []), ("30", ["TORCHDOCK_WATCH=30"]), ("0", ["TORCHDOCK_WATCH=0"]), ("0.5", ["TORCHDOCK_WATCH=0.5"])],
+)
+def test_how_often_a_gpu_is_looked_after_is_the_hosts_to_say(
+    text: str, words: "list[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHDOCK_WATCH", text)
+    plan = launch(gpus=[GPU])
+    assert [word for word in values(plan, "--env") if "WATCH" in word] == words
+    assert not any("WATCH" in word for word in launch().argv)
+
+
+@pytest.mark.parametrize("text", ["often", "-1", "1e3", "10s"])
+def test_a_watch_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="a number of seconds, such as 30"):
+        container.watching({"TORCHDOCK_WATCH": text})
 
 
 # --- who calls ---
@@ -365,8 +572,8 @@ def test_a_caller_without_a_usable_name_gets_one(
             raise KeyError(uid)
         return Entry()
 
-    monkeypatch.setattr(container.os, "getuid", lambda: 4711)
-    monkeypatch.setattr(container.pwd, "getpwuid", lookup)
+    monkeypatch.setattr(identity.os, "getuid", lambda: 4711)
+    monkeypatch.setattr(identity.pwd, "getpwuid", lookup)
     assert container.identity(TableEngine()).name == name
 
 

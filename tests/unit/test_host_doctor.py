@@ -1,6 +1,5 @@
 """The judgements of doctor: from facts to findings, each bad one with its remedy."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,11 +7,10 @@ from given import INFO, ROOT, facts
 
 from torchdock import doctor, variants
 from torchdock.engine import EngineFacts
-from torchdock.gpus import Gpu, Inventory
+from torchdock.errors import InputError
 
 VARIANT = variants.get(ROOT, "cu130")
 GB = 10**9
-H200 = Gpu(0, "GPU-1", "NVIDIA H200", 141 << 30, 0, 0, "9.0")
 
 
 def rows(found: "list[doctor.Finding]") -> "list[tuple[str, str]]":
@@ -22,8 +20,8 @@ def rows(found: "list[doctor.Finding]") -> "list[tuple[str, str]]":
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (facts(), [("engine", "good"), ("permission", "good"), ("buildx", "good")]),
-        (facts(buildx=""), [("engine", "good"), ("permission", "good"), ("buildx", "error")]),
+        (facts(), [("engine", "good"), ("identity", "good"), ("permission", "good"), ("buildx", "good")]),
+        (facts(buildx=""), [("engine", "good"), ("identity", "good"), ("permission", "good"), ("buildx", "error")]),
         (facts(info={}, error="Cannot connect"), [("engine", "error")]),
         (facts(info={}, error="permission denied"), [("engine", "error")]),
         (facts(info={}, cli=None, binary=None), [("engine", "error")]),
@@ -51,6 +49,45 @@ def test_an_engine_is_described(options: "list[str] | None", seen: str) -> None:
     assert doctor.judge_engine(facts(info={**INFO, "SecurityOptions": options}))[0].seen == seen
 
 
+PODMAN = {"host": {"security": {"rootless": True}, "ociRuntime": {"name": "crun"}}}
+
+
+@pytest.mark.parametrize(
+    ("info", "podman", "severity", "seen"),
+    [
+        (INFO, {}, "good", "the same UID inside and outside; groups reach into a container"),
+        (
+            {**INFO, "SecurityOptions": ["name=rootless"]},
+            {},
+            "note",
+            "root inside is the caller outside; groups of the",
+        ),
+        (INFO, PODMAN, "good", "the caller keeps the UID; groups reach"),
+        (
+            INFO,
+            {"host": {**PODMAN["host"], "ociRuntime": {"name": "runc"}}},
+            "note",
+            "the caller keeps the UID; groups of",
+        ),
+        ({**INFO, "SecurityOptions": ["name=selinux"]}, {}, "good", "SELinux is switched off for containers"),
+    ],
+    ids=["Docker", "rootless Docker", "Podman with crun", "Podman with runc", "SELinux"],
+)
+def test_doctor_says_who_one_is_in_a_container(
+    info: "dict[str, Any]", podman: "dict[str, Any]", severity: str, seen: str
+) -> None:
+    finding = doctor.judge_engine(facts(info=info, podman=podman))[1]
+    assert (finding.subject, finding.severity) == ("identity", severity)
+    assert seen in finding.seen
+    assert bool(finding.remedy) is (severity != "good")
+
+
+def test_podman_builds_nothing_and_doctor_says_how_an_image_gets_there() -> None:
+    finding = doctor.judge_engine(facts(podman=PODMAN, buildx=""))[-1]
+    assert (finding.subject, finding.severity) == ("buildx", "note")
+    assert "`docker save IMAGE | podman load`" in finding.remedy
+
+
 @pytest.mark.parametrize(
     ("free", "image_there", "severity"),
     [
@@ -70,74 +107,14 @@ def test_the_disk_is_judged(free: "int | None", image_there: bool, severity: str
         assert ("docker builder prune" in finding.remedy) is (severity != "good")
 
 
-@pytest.mark.parametrize(
-    ("inventory", "cdi", "expected"),
-    [
-        pytest.param(Inventory((), "", "no driver"), False, [("GPUs", "note")], id="none"),
-        pytest.param(
-            Inventory((H200,), "580.95.05", ""), True, [("GPU 0", "good"), ("driver", "good")], id="all is well"
-        ),
-        pytest.param(
-            Inventory((H200,), "999", ""), True, [("GPU 0", "good"), ("driver", "good")], id="a driver of the future"
-        ),
-        pytest.param(
-            Inventory((H200,), "579.99", ""), True, [("GPU 0", "good"), ("driver", "error")], id="an old driver"
-        ),
-        pytest.param(
-            Inventory((H200,), "", ""), True, [("GPU 0", "good"), ("driver", "good")], id="a driver of no number"
-        ),
-        pytest.param(
-            Inventory((H200,), "580.95.05", ""),
-            False,
-            [("GPU 0", "good"), ("driver", "good"), ("CDI", "note")],
-            id="no CDI",
-        ),
-    ],
-)
-def test_gpus_are_judged(inventory: Inventory, cdi: bool, expected: "list[tuple[str, str]]") -> None:
-    findings = doctor.judge_gpus(inventory, VARIANT, cdi, architecture="x86_64")
-    assert rows(findings) == expected
-    assert all(bool(finding.remedy) is (finding.severity != "good") for finding in findings)
+def test_an_examination_that_fails_is_a_finding_and_hides_no_other() -> None:
+    def breaks() -> "list[doctor.Finding]":
+        raise ZeroDivisionError("by its own probing")
 
+    def refuses() -> "list[doctor.Finding]":
+        raise InputError("The workspace /x is no folder. Name another one.")
 
-def test_an_old_driver_names_the_one_that_is_needed() -> None:
-    finding = doctor.judge_gpus(Inventory((H200,), "535.1", ""), VARIANT, True, architecture="x86_64")[1]
-    assert (finding.seen, finding.remedy.partition(":")[0]) == ("driver 535.1", "Install driver 580 or newer")
-
-
-def test_a_gpu_is_seen_with_name_memory_and_uuid() -> None:
-    finding: Any = doctor.judge_gpus(Inventory((H200,), "580.1", ""), VARIANT, True, architecture="x86_64")[0]
-    assert finding.seen == "NVIDIA H200, 141 GiB, GPU-1"
-
-
-@pytest.mark.parametrize(
-    ("name", "driver", "severity"),
-    [("cu126", "525.60.12", "error"), ("cu126", "525.60.13", "good"), ("cpu", "470.1", "good")],
-)
-def test_a_driver_is_judged_by_its_whole_version(name: str, driver: str, severity: str) -> None:
-    variant = variants.get(ROOT, name)
-    assert (
-        doctor.judge_gpus(Inventory((H200,), driver, ""), variant, True, architecture="x86_64")[1].severity == severity
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "capability", "architecture", "remedy"),
-    [
-        (
-            "cu130",
-            "6.1",
-            "x86_64",
-            "cu130 has no code for compute capability 6.1, so this GPU is handed to no container",
-        ),
-        ("cu130", "7.5", "aarch64", "cu130 has no code for compute capability 7.5"),
-        ("cpu", "9.0", "x86_64", "cpu is for CPUs alone"),
-        ("cu130", "7.5", "x86_64", ""),
-    ],
-)
-def test_a_gpu_that_is_not_served_is_noted(name: str, capability: str, architecture: str, remedy: str) -> None:
-    gpu = replace(H200, compute_capability=capability)
-    variant = variants.get(ROOT, name)
-    finding = doctor.judge_gpus(Inventory((gpu,), "580.1", ""), variant, True, architecture=architecture)[0]
-    assert finding.severity == ("note" if remedy else "good")
-    assert remedy in finding.remedy and bool(remedy) is bool(finding.remedy)
+    (note,) = doctor._guarded("gpus", "GPUs", breaks)
+    assert (note.severity, "ZeroDivisionError: by its own probing" in note.seen) == ("note", True)
+    (error,) = doctor._guarded("container", "launch", refuses)
+    assert (error.severity, error.remedy) == ("error", "The workspace /x is no folder. Name another one.")

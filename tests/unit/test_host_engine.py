@@ -1,8 +1,12 @@
 """Which engine answers: the state that facts mean, the remedy of each, and the facts as a docker CLI gives them."""
 
 import json
+import os
 import re
+import resource
 import shlex
+import socket
+import types
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +132,106 @@ def test_an_engine_that_answers_is_found_with_its_buildx(tmp_path: Path) -> None
     )
 
 
+PODMAN = {
+    "host": {
+        "security": {"rootless": True, "selinuxEnabled": False},
+        "ociRuntime": {"name": "crun"},
+        "remoteSocket": {"path": "/run/user/1000/podman/podman.sock", "exists": True},
+        "serviceIsRemote": False,
+    },
+    "store": {"graphRoot": "/home/anna/.local/share/containers/storage"},
+}
+
+
+def podman(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, document: "dict[str, Any]" = PODMAN, **answers: Any
+) -> "dict[str, str]":
+    """A `podman`, and a socket that answers, or raises what it is given."""
+
+    class Api:
+        def __init__(self, base_url: str, timeout: int) -> None:
+            answers.setdefault("asked", []).append(base_url)
+
+        def info(self) -> "dict[str, Any]":
+            if "silence" in answers:
+                raise answers["silence"]
+            return {
+                "DockerRootDir": document["store"]["graphRoot"],
+                "ServerVersion": "4.3.1",
+                **answers.get("info", {}),
+            }
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(docker, "APIClient", Api)
+    program(folder / "podman", f"[ \"$1\" = info ] && printf '%s\\n' {shlex.quote(json.dumps(document, indent=1))}")
+    return {"PATH": str(folder)}
+
+
+@pytest.mark.usefixtures("bare_host")
+def test_podman_at_a_socket_is_recognised_and_its_own_client_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Docker's client says of Podman 4.3: no init, no `rootless`; its version names the engine."""
+    env = podman(tmp_path, monkeypatch)
+    info = json.dumps({"ID": "x", "InitBinary": "", "SecurityOptions": ["name=seccomp"]})
+    version = json.dumps([{"Name": "Podman Engine", "Version": "4.3.1"}])
+    said = f"context) echo default unix:///x.sock;; info) echo {shlex.quote(info)};;"
+    program(tmp_path / "docker", f'case "$1" in {said} version) echo {shlex.quote(version)};; esac')
+    live = engine.Engine(engine.gather(env))
+    assert engine.classify(live.facts) is State.READY
+    assert (live.cli, live.program, live.facts.endpoint) == (str(tmp_path / "podman"), "podman", "unix:///x.sock")
+    assert (live.podman, live.rootless, live.keeps_groups, live.selinux) == (True, True, True, False)
+    assert live.kind == "Podman 4.3.1, rootless"
+
+
+@pytest.mark.usefixtures("bare_host")
+@pytest.mark.parametrize("contexts", [True, False], ids=["knows contexts", "knows none"])
+def test_the_docker_of_podman_docker_is_recognised(
+    contexts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = podman(tmp_path, monkeypatch)
+    context = "echo" if contexts else "exit 125"
+    said = f'context) {context};; --version) echo podman version 4.3.1;; info) exec "{tmp_path}/podman" info;;'
+    program(tmp_path / "docker", f'case "$1" in {said} esac')
+    live = engine.Engine(engine.gather(env))
+    assert live.podman and engine.classify(live.facts) is State.READY
+    assert live.facts.endpoint == "unix:///run/user/1000/podman/podman.sock"
+
+
+REMOTE = {**PODMAN, "host": {**PODMAN["host"], "serviceIsRemote": True}}
+
+
+@pytest.mark.usefixtures("bare_host")
+@pytest.mark.parametrize(
+    ("document", "answers", "remedy"),
+    [
+        (PODMAN, {"silence": docker.errors.DockerException("no")}, "systemctl --user enable --now podman.socket"),
+        (PODMAN, {"silence": requests.exceptions.ConnectionError("no")}, "podman system service --time=0 &"),
+        (PODMAN, {"info": {"DockerRootDir": "/var/lib/containers"}}, "unset DOCKER_HOST"),
+        (REMOTE, {}, "unset CONTAINER_HOST CONTAINER_CONNECTION"),
+    ],
+    ids=["no socket", "a dead socket", "another user's", "a remote one"],
+)
+def test_a_podman_that_cannot_be_used_is_explained(
+    document: "dict[str, Any]", answers: "dict[str, Any]", remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = podman(tmp_path, monkeypatch, document, **answers)
+    program(tmp_path / "docker", f'case "$1" in info) exec "{tmp_path}/podman" info;; esac')
+    found = engine.gather(env)
+    state = engine.classify(found)
+    assert state is State.UNREACHABLE
+    assert remedy in re.findall("`(.*?)`", engine.explain(found, state))
+
+
+@pytest.mark.usefixtures("bare_host")
+def test_a_podman_without_its_client_is_explained(tmp_path: Path) -> None:
+    program(tmp_path / "docker", '[ "$1" = --version ] && echo podman version 5; exit 125')
+    found = engine.gather({"PATH": str(tmp_path)})
+    assert "`podman` is not on the PATH" in engine.explain(found, engine.classify(found))
+
+
 @pytest.mark.usefixtures("bare_host")
 @pytest.mark.parametrize(
     ("document", "err", "code", "error"),
@@ -196,6 +300,12 @@ def test_a_remote_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- the engine's own answers ---
 
 
+@pytest.mark.parametrize(("said", "architecture"), [("amd64", "x86_64"), ("x86_64", "x86_64"), ("arm64", "aarch64")])
+def test_the_architecture_is_unames(said: str, architecture: str) -> None:
+    """Podman has Go's names."""
+    assert engine.Engine(facts(info={"Architecture": said})).architecture == architecture
+
+
 @pytest.mark.parametrize(
     ("info", "rootless", "memory"),
     [
@@ -244,3 +354,36 @@ def test_a_refusal_of_the_engine_is_one_paragraph() -> None:
 
 def test_a_programming_error_is_nobody_elses() -> None:
     assert engine.translate(ValueError("bug")) is None
+
+
+def test_sessions_come_in_one_order_whatever_the_engines() -> None:
+    """It keeps them in a hash map: each listing has another order."""
+
+    class Api:
+        words = ("jupyter", "bash", "tensorboard")
+
+        def inspect_container(self, name: str) -> dict[str, Any]:
+            return {"ExecIDs": list(self.words)}
+
+        def exec_inspect(self, one: str) -> dict[str, Any]:
+            process = {"entrypoint": "/opt/torchdock/docker/entrypoint.sh", "arguments": [one]}
+            return {"Running": one != "bash", "ProcessConfig": process}
+
+    found = engine.Engine(facts(cli="docker"))
+    found.client = types.SimpleNamespace(api=Api())  # type: ignore[assignment]
+    assert found.sessions("up") == ["jupyter", "tensorboard"]
+    Api.words = tuple(reversed(Api.words))
+    assert found.sessions("up") == ["jupyter", "tensorboard"]
+
+
+def test_the_process_that_serves_is_known_by_its_socket(tmp_path: Path) -> None:
+    """And so which limits it gives on, and whether it is the same one as before."""
+    path = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        ours = engine.Engine(facts(endpoint=f"unix://{path}"))
+        ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        assert (ours.pid, ours.started) == (os.getpid(), f"{os.getpid()}:{ticks}")
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        assert ours.open_files == (1 << 30 if hard == resource.RLIM_INFINITY else hard)

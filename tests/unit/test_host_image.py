@@ -68,6 +68,7 @@ def test_two_clones_with_equal_content_agree_on_the_name(clone: Path) -> None:
     [
         "docker/cuda.Dockerfile",
         "docker/entrypoint.sh",
+        "docker/init.sh",
         "docker/layers/system.sh",
         "docker/layers/packages.txt",
         "docker/locks/debian/amd64.txt",
@@ -173,6 +174,7 @@ def test_every_file_that_the_last_layer_takes_decides_the_name() -> None:
         "tests/container",
         "docker/locks/cu130",
         "docker/entrypoint.sh",
+        "docker/init.sh",
     }
     inputs = set(image.input_files(ROOT, VARIANT))
     for name in taken:
@@ -315,6 +317,10 @@ def test_a_found_image_is_told_like_a_built_one() -> None:
         "source": "bootstrapped",
         "debian": "drift",
         "fallbacks": [],
+        "base": candidates[3].base.reference,
+        "environment": "",
+        "packages": {},
+        "brought": "",
     }
 
 
@@ -326,6 +332,14 @@ def test_no_build_without_buildx(tmp_path: Path, clone: Path) -> None:
 
     with pytest.raises(EngineError, match="apt-get install docker-buildx"):
         image.ensure(Bare(), CloneState(clone), VARIANT, NOTHING, Reporter())
+
+
+def test_no_build_with_podman_and_how_an_image_gets_there(clone: Path) -> None:
+    """docker's client may well have a buildx; it is not Podman's."""
+    podman = TableEngine(podman={"host": {}})
+    with pytest.raises(EngineError, match=r"Podman has no buildx.* `docker save IMAGE \| podman load`") as refused:
+        image.ensure(podman, CloneState(clone), VARIANT, NOTHING, Reporter())
+    assert refused.value.exit_code == 69
 
 
 # --- building, with a docker CLI made for the test ---
@@ -625,7 +639,8 @@ def test_where_no_step_failed_what_buildkit_said_is_kept() -> None:
 
 
 def test_every_stage_of_the_dockerfile_has_words() -> None:
-    stages = re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S)
+    files = DOCKERFILE + (ROOT / "docker/workspace.Dockerfile").read_text()
+    stages = re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", files, re.M | re.S)
     assert {name for name, body in stages if re.search("^RUN", body, re.M)} == set(image.STAGES)
 
 
@@ -764,7 +779,7 @@ INDEX, NETWORK, GONE = "is not in the index", "A source could not be reached", "
         pytest.param(
             "torchdock: offline: the layer cuda is not in the build cache; it needs these wheels: a==1",
             "x",
-            "docker save",
+            "invoke save",
             id="offline",
         ),
         pytest.param(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pexpect
@@ -137,3 +138,172 @@ def test_ctrl_c_on_a_terminal_reaches_the_child_once() -> None:
     terminal.sendline("end")
     terminal.expect_exact("ended 41 True")
     terminal.expect(pexpect.EOF)
+
+
+def started(words: "list[str]") -> "subprocess.Popen[str]":
+    """A client in a session of its own, as a person's, its streams ours."""
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def parent(child: "list[str]", more: str = "") -> "list[str]":
+    """A client that runs a child in the foreground, and says how it ended."""
+    script = f"""
+import signal, sys
+sys.path.insert(0, {str(ROOT / "src")!r})
+from torchdock.process import foreground
+ended = foreground({child!r}, {more})
+print("ended", ended.code, ended.interrupted, flush=True)
+"""
+    return [sys.executable, "-c", script]
+
+
+def test_every_signal_but_the_terminals_own_is_handed_on() -> None:
+    names = {getattr(number, "name", "real-time") for number in process.FORWARDED}
+    assert names >= {"SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "real-time"}
+    assert names.isdisjoint({"SIGKILL", "SIGSTOP", "SIGTSTP", "SIGCONT", "SIGCHLD", "SIGWINCH", "SIGPIPE", "SIGSEGV"})
+
+
+def test_a_signal_that_asks_for_no_end_is_no_interruption() -> None:
+    with started(parent(["sh", "-c", "trap 'echo asked' USR1; echo ready; until read line; do :; done"])) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        client.send_signal(signal.SIGUSR1)
+        assert client.stdout.readline() == "asked\n"
+        out, _ = client.communicate("end\n", timeout=20)
+        assert out.endswith(" False\n")
+
+
+def test_looking_on_ends_with_the_first_signal_and_hands_on_none() -> None:
+    script = "trap 'echo handed on' INT TERM; echo ready; while :; do sleep 0.1; done"
+    with started(parent(["sh", "-c", script], "hand_on=False")) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        client.send_signal(signal.SIGTERM)
+        out, _ = client.communicate(timeout=20)
+        assert out == "ended 137 True\n"
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, "told\n"), (signal.SIGKILL, "")])
+def test_the_child_of_a_killed_client_gets_the_signal_that_was_chosen(number: signal.Signals, told: str) -> None:
+    script = "trap 'echo told; exit' TERM; echo ready; while :; do sleep 0.1; done"
+    with started(parent(["sh", "-c", script], f"dies_with_us={int(number)}")) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        client.kill()
+        assert client.stdout.read() == told  # to the end: nobody has the stream open any more
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """nohup is meant for the command too."""
+    words = parent(["sh", "-c", "echo ready; read line; echo $line"])
+    words[2] = words[2].replace("ended =", "signal.signal(signal.SIGHUP, signal.SIG_IGN); ended =")
+    with started(words) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        os.killpg(client.pid, signal.SIGHUP)
+        out, _ = client.communicate("on\n", timeout=20)
+        assert out == "on\nended 0 False\n"
+
+
+def test_the_environment_of_a_foreground_command_is_ours_and_more(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as out:
+        process.foreground(["sh", "-c", 'echo "$HOME $WORD"'], stdout=out.fileno(), env={"WORD": "given"})
+    assert (tmp_path / "out").read_text() == f"{os.environ['HOME']} given\n"
+
+
+def test_a_killed_child_leaves_the_terminal_as_it_was() -> None:
+    raw = "stty raw -echo; kill -KILL $$"
+    words = ["sh", "-c", 'stty -g; "$@"; stty -g', "sh", *parent(["sh", "-c", raw])]
+    terminal = pexpect.spawn(words[0], words[1:], encoding="utf-8", timeout=20)
+    before, ended, after = terminal.read().split("\r\n")[:3]
+    assert (ended, after) == ("ended 137 False", before)
+
+
+EARLY = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT / "src")!r})
+from torchdock import process
+where, name = sys.argv[1].split(".")
+owner = process if where == "process" else process.subprocess
+usual = getattr(owner, name)
+def then(*given, **more):
+    made = usual(*given, **more)
+    os.kill(os.getpid(), signal.SIGINT)
+    return made
+setattr(owner, name, then)
+ended = process.foreground(["sleep", "20"], hand_on=sys.argv[2] == "on")
+print("ended", ended.code, ended.interrupted, ended.seconds < 10, flush=True)
+"""
+
+
+@pytest.mark.parametrize("moment", ["process._terminal_kept", "subprocess.Popen"], ids=["before", "while it is made"])
+@pytest.mark.parametrize(("hand", "code"), [("on", 130), ("off", 137)])
+def test_no_signal_is_lost_while_the_child_is_made(moment: str, hand: str, code: int) -> None:
+    words = [sys.executable, "-c", EARLY, moment, hand]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"ended {code} True True\n", done.stderr
+
+
+@pytest.mark.parametrize(("hand", "code"), [("on", 130), ("off", 137)])
+def test_on_a_terminal_ctrl_c_before_the_child_is_not_lost(hand: str, code: int) -> None:
+    words = ["-c", EARLY, "process._terminal_kept", hand]
+    terminal = pexpect.spawn(sys.executable, words, encoding="utf-8", timeout=60)
+    terminal.expect_exact(f"ended {code} True True")
+
+
+@pytest.mark.parametrize("number", sorted(process.UNHEARD))
+def test_what_a_client_in_go_cannot_hand_on_goes_past_it(number: int) -> None:
+    words = parent(["sh", "-c", "trap 'echo through it' USR1; echo ready; read line"], "past_child=past")
+    words[2] = words[2].replace("ended =", "past = lambda number: print('past', number, flush=True); ended =")
+    with started(words) as client:
+        assert client.stdin is not None and client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        client.send_signal(number)
+        assert client.stdout.readline() == f"past {number}\n"
+        client.stdin.write("end\n")
+        client.stdin.close()
+        assert client.stdout.read() == "ended 0 False\n"
+
+
+# --- what ends in any case ---
+
+SOURCES = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+
+def test_what_takes_too_long_is_ended_and_said() -> None:
+    program = """
+import signal, sys, time
+from torchdock import commandline, process
+from torchdock.errors import TorchdockError
+signal.signal(signal.SIGTERM, commandline._end)
+try:
+    with process.bounded(float(sys.argv[1]), "Not finished within 1s.", grace=60):
+        time.sleep(float(sys.argv[2]))
+        print("finished")
+except TorchdockError as error:
+    print(f"{error.exit_code} {error}")
+"""
+    for limit, work, said in (("0.3", "30", "1 Not finished within 1s."), ("30", "0", "finished")):
+        argv = [sys.executable, "-c", program, limit, work]
+        done = subprocess.run(argv, env=SOURCES, capture_output=True, text=True, timeout=20)
+        assert (done.returncode, done.stdout.strip()) == (0, said), done.stderr
+
+
+def test_what_does_not_hear_is_left_behind() -> None:
+    program = """
+import signal, time
+from torchdock import process
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with process.bounded(0.2, "Not finished.", grace=0.3):
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=SOURCES, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (1, "torchdock: Not finished.\n")
+
+
+def test_without_a_limit_nothing_is_bounded() -> None:
+    before = threading.active_count()
+    with process.bounded(None, "", grace=0):
+        assert threading.active_count() == before
+    with process.bounded(60, "", grace=0):
+        assert threading.active_count() == before + 2

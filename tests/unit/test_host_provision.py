@@ -14,8 +14,8 @@ from torchdock.errors import EngineError
 from torchdock.provision import System
 
 BORROWED = ("ca-certificates", "iptables", "xz-utils")
-TRIXIE = ("docker.io", "docker-cli", "docker-buildx", *BORROWED)
-UBUNTU = ("docker.io", "docker-buildx", *BORROWED)
+TRIXIE = ("docker.io", "docker-cli", "docker-buildx", "docker-compose", *BORROWED)
+UBUNTU = ("docker.io", "docker-buildx", "docker-compose-v2", *BORROWED)
 
 
 def system(id: str = "debian", *version: int, **different: Any) -> System:
@@ -51,7 +51,7 @@ def test_docker_engine_is_installed_from_the_distribution(
 ) -> None:
     wanted = planned(State.NOT_INSTALLED, where)
     assert (wanted.packages, wanted.borrow_from, wanted.privilege) == (packages, borrow, privilege)
-    assert wanted.sentence.startswith("install Docker Engine with buildx from ")
+    assert wanted.sentence.startswith("install Docker Engine with buildx and Compose from ")
     assert ("trixie packages, as files (no package source is added)" in wanted.sentence) is bool(borrow)
 
 

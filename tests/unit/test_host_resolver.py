@@ -26,15 +26,15 @@ def pin(name: str, version: str, *digits: str) -> Pin:
 
 def test_the_hashes_of_all_architectures_are_locked() -> None:
     one, other = {"a": pin("a", "1", "1", "3")}, {"a": pin("a", "1", "2", "3")}
-    assert resolver._same({"x86_64": one, "aarch64": other}) == {"a": pin("a", "1", "1", "2", "3")}
-    assert resolver._same({"x86_64": one, "aarch64": one}) == one
-    assert resolver._same({"x86_64": other}) == other
+    assert resolver.same({"x86_64": one, "aarch64": other}) == {"a": pin("a", "1", "1", "2", "3")}
+    assert resolver.same({"x86_64": one, "aarch64": one}) == one
+    assert resolver.same({"x86_64": other}) == other
 
 
 @pytest.mark.parametrize("other", [{}, {"a": pin("a", "2", "1")}], ids=["absent", "another version"])
 def test_what_differs_between_architectures_is_named(other: "dict[str, Pin]") -> None:
     with pytest.raises(InputError, match=r"resolve differently on x86_64 and aarch64: a\. .*constrain them"):
-        resolver._same({"x86_64": {"a": pin("a", "1", "1")}, "aarch64": other})
+        resolver.same({"x86_64": {"a": pin("a", "1", "1")}, "aarch64": other})
 
 
 @pytest.mark.parametrize("path", ["whl", "t%22o%5Cken/whl/"])

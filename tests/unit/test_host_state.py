@@ -1,6 +1,8 @@
 """The state of a clone: records, whole files, its name, and one command at a time."""
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -28,6 +30,19 @@ def test_damaged_records_are_passed_over(tmp_path: Path) -> None:
     state.path("builds", "binary.json").write_bytes(b"\xff\xfe")
     state.path("builds", "folder.json").mkdir()
     assert state.records() == [{"image": "a", "more": 1}, {"image": "b"}]
+
+
+def test_a_document_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = CloneState(tmp_path)
+    path = state.path("builds", "x.json")
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        state.write(path, {"image": "new"})
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_document_is_written_whole_and_readable(tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import tasks
 from given import ROOT, TableEngine
+from invoke.parser import Parser
 
 from torchdock import choice, gpus, host, image, sources, variants
+from torchdock.commandline import Asked
 from torchdock.console import Reporter
 from torchdock.errors import InputError
 from torchdock.gpus import Gpu, Inventory
+from torchdock.selection import Wish
 from torchdock.sources import Mirror, Reach, Sources
 
 TASKS: "dict[str, Any]" = dict(tasks.namespace.tasks)
@@ -45,9 +48,13 @@ def test_every_task_and_every_option_has_help(name: str) -> None:
 def test_the_help_of_a_task_shows_its_options() -> None:
     done = invoke("--help", "up")
     assert done.returncode == 0
-    options = re.findall(r"^  (?:-(\w) STRING, )?--([\w-]+)(?:=STRING)?   +\S", done.stdout, re.M)
-    names = ("devel", "dry-run", "gpus", "json", "variant")
-    assert options == [*(("", name) for name in names), ("w", "workspace")]
+    options = re.findall(
+        r"^  (?:-(\w)(?: STRING)?, )?--([\w-]+)(?:=STRING|\[=STRING\])?(?:   +\S|$)", done.stdout, re.M
+    )
+    names = ("cpus", "devel", "dry-run", "env-file", "gpus", "json", "memory", "profile", "secret", "shm-size", "time")
+    names = (*names, "gpu-name", "min-memory")
+    letters = (("e", "env"), ("p", "publish"), ("v", "volume"), ("w", "workspace"))
+    assert sorted(options) == sorted((*(("", name) for name in (*names, "variant", "wait")), *letters))
 
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"shell"}))
@@ -55,12 +62,12 @@ def test_every_task_has_json(name: str) -> None:
     assert "json" in {argument.name for argument in TASKS[name].get_arguments()}
 
 
-@pytest.mark.parametrize("name", sorted(set(TASKS) - {"doctor"}))
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"doctor", "gpus", "ps"}))
 def test_every_task_that_changes_something_has_a_dry_run(name: str) -> None:
     assert "dry_run" in {argument.name for argument in TASKS[name].get_arguments()}
 
 
-def test_the_only_short_option_is_w() -> None:
+def test_the_short_options_are_those_that_docker_and_people_know() -> None:
     short = {
         name
         for task in TASKS.values()
@@ -68,7 +75,7 @@ def test_the_only_short_option_is_w() -> None:
         for name in argument.names
         if len(name) == 1
     }
-    assert short == {"w"}
+    assert short == set("wvepfn")
 
 
 @pytest.mark.parametrize(
@@ -77,11 +84,17 @@ def test_the_only_short_option_is_w() -> None:
         (["bild"], "No idea what 'bild' is! Did you mean 'build'?"),
         (["build", "--variat", "cu130"], "Did you mean '--variant'?"),
         (["zzz"], "No idea what 'zzz' is! `invoke --list` shows the tasks"),
-        (["build", "--variant"], "needed value"),
+        (["build", "--variant"], "needs a value"),
         (["up", "--variant", "cu13"], "There is no variant 'cu13'. Did you mean 'cu130'?"),
         (["run"], "`invoke run` needs a command after two dashes"),
         (["run", "--gpus", "1", "--"], "`invoke run` needs a command after two dashes"),
         (["up", "-w", "/no/such/folder"], "/no/such/folder does not exist"),
+        (["build", "-w", "/no/such/folder"], "/no/such/folder is no folder"),
+        (["build", "-w", "/etc/passwd"], "/etc/passwd is no folder"),
+        (["lock", "-w", "/no/such/folder"], "/no/such/folder is no folder"),
+        (["test", "--gpu", "--min-share", "60"], "a number above 0 and up to 1, such as 0.6"),
+        (["test", "--min-share", "0.6"], "no GPU is demanded. Remedy: add --gpu"),
+        (["test", "--ops", "some"], "expected `one`, `full` or `none`"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else None,
 )
@@ -102,8 +115,8 @@ def test_a_bad_ca_bundle_is_wrong_input() -> None:
 
 EVERYWHERE = frozenset({"x86_64", "aarch64"})
 ROWS = {name: replace(row, locked=EVERYWHERE) for name, row in variants.read(ROOT).items()}
-H100 = Gpu(0, "GPU-0", "NVIDIA H100", 80 << 30, 0, 0, "9.0")
-P40 = Gpu(1, "GPU-1", "Tesla P40", 24 << 30, 0, 0, "6.1")
+H100 = Gpu(0, "GPU-0", "NVIDIA H100", 80 << 30, 0, (), "9.0")
+P40 = Gpu(1, "GPU-1", "Tesla P40", 24 << 30, 0, (), "6.1")
 NOTHING = Sources(None, ())
 BARE = Inventory((), "", "there is no NVIDIA driver")
 MIXED = Inventory((H100, P40), "535.183.01", "")
@@ -174,21 +187,44 @@ def test_a_choice_looks_for_images_first(
 def test_the_gpus_that_are_named_decide(place: Place) -> None:
     place.inventory, place.answers = MIXED, "cu126"
     assert place.choose(tasks._wish(None)).variant.name == "cu126"
-    assert place.choose(tasks._wish(None, gpus="GPU-1")).variant.name == "cu126"
+    assert place.choose(tasks._wish(None, gpus=Wish("GPU-1"))).variant.name == "cu126"
     place.inventory = replace(MIXED, driver="580.1")
-    assert place.choose(tasks._wish(None, gpus="GPU-0")).variant.name == "cu130"
-    assert place.choose(tasks._wish(None, gpus="1")).variant.name == "cu126"
-    assert place.choose(tasks._wish(None, gpus="0")).variant.name == "cu126"  # one environment, GPU or not
+    assert place.choose(tasks._wish(None, gpus=Wish("GPU-0"))).variant.name == "cu130"
+    assert place.choose(tasks._wish(None, gpus=Wish("1"))).variant.name == "cu126"
+    assert place.choose(tasks._wish(None, gpus=Wish("0"))).variant.name == "cu126"  # one environment, GPU or not
 
 
 def test_only_gpus_that_are_served_are_picked(place: Place) -> None:
     place.inventory = replace(MIXED, gpus=(P40, replace(H100, memory_used=1)), driver="580.1")
-    found = place.choose(tasks._wish(None, gpus="1"))
+    found = place.choose(tasks._wish(None, gpus=Wish("1")))
     assert (found.variant.name, found.unserved) == ("cu130", ("GPU-1",))
-    assert [gpu.uuid for gpu in tasks._pick_gpus(found, None)] == ["GPU-0"]
-    assert tasks._pick_gpus(found, "0") == ()
+    assert [gpu.uuid for gpu in tasks._shown(TableEngine(), found, Wish(), {}).gpus] == ["GPU-0"]
+    assert tasks._shown(TableEngine(), found, Wish("0"), {}).gpus == ()
     with pytest.raises(InputError, match=r"--gpus GPU-1: cu130 does not compute on Tesla P40 .*`--gpus 0` computes"):
-        tasks._pick_gpus(found, "GPU-1")
+        tasks._shown(TableEngine(), found, Wish("GPU-1"), {})
+
+
+def test_the_command_line_names_gpus_above_the_workspaces_file(tmp_path: Path) -> None:
+    (tmp_path / "torchdock.toml").write_text('gpus = 2\nmin_memory = "40GiB"\ngpu_name = "H200"\n')
+    assert tasks._gpu_wish(Asked(), tmp_path) == Wish("2", 40 << 30, "H200")
+    assert tasks._gpu_wish(Asked(gpus="1", min_memory="8g"), tmp_path) == Wish("1", 8 << 30, "H200")
+    assert tasks._gpu_wish(Asked(gpus="0"), tmp_path) == Wish("0")
+    assert tasks._gpu_wish(Asked(gpus="GPU-1"), tmp_path) == Wish("GPU-1")
+    (tmp_path / "torchdock.toml").write_text("gpus = 0\n")
+    assert tasks._gpu_wish(Asked(gpu_name="L4"), tmp_path) == Wish(None, None, "L4")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Asked(min_memory="lots"), "--min-memory lots: a size is a number with m or g behind it"),
+        (Asked(gpu_name=" "), "--gpu-name was given an empty name"),
+    ],
+)
+def test_what_a_gpu_cannot_be_is_wrong_input(asked: Asked, told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        tasks._gpu_wish(asked, tmp_path)
+    assert told in str(refused.value)
 
 
 def test_a_workspace_pins_its_variant(place: Place, tmp_path: Path) -> None:
@@ -209,7 +245,7 @@ def test_a_workspace_pins_its_variant(place: Place, tmp_path: Path) -> None:
         ({"devel": True, "variant": "cpu"}, "--variant cpu has none"),
         ({"cuda": True, "variant": "cpu"}, "--variant cpu has none: leave one of them"),
         ({"variant": "cu13"}, "Did you mean 'cu130'?"),
-        ({"gpus": "GPU-9"}, "'GPU-9' is none of them here"),
+        ({"gpus": Wish("GPU-9")}, "'GPU-9' is none of them here"),
         ({"workspace": ""}, "-w was given an empty name"),
     ],
 )
@@ -242,3 +278,21 @@ def test_what_was_chosen_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == ["fallback: no index", "mind this"]
     document = {"variant": "cu130", "reason": "because", "warnings": ["fallback: no index", "mind this"]}
     assert tasks._told(told) == document
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["logs", "-n", "3", "night"], ("logs", "name", "night")),
+        (["logs", "night", "-f"], ("logs", "name", "night")),
+        (["verify", "--variant", "cu130", "a:b"], ("verify", "image", "a:b")),
+        (["tensorboard", "--logdir", "logs", "--json"], ("tensorboard", "logdir", "logs")),
+        (["tensorboard", "--logdir", "stop", "-w", "x"], ("tensorboard", "workspace", "x")),
+        (["logs", "--name", "night"], ("logs", "name", "night")),
+    ],
+)
+def test_a_word_after_a_task_is_its_name_and_the_value_of_an_option_is_none(
+    typed: "list[str]", read: "tuple[str, str, str]"
+) -> None:
+    (found,) = Parser(contexts=tasks.namespace.to_contexts()).parse_argv(typed)
+    assert (found.name, read[1], found.args[read[1]].value) == read

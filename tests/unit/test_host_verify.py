@@ -17,7 +17,7 @@ import pytest
 from given import ROOT, TableEngine, program
 from tars import DIFF_IDS, HISTORY, LAYERS, STORED, blob, config, digest, member, oci, saved, tar
 
-from torchdock import base, difference, image, variants, verify
+from torchdock import base, difference, image, uses, variants, verify
 from torchdock.console import Reporter
 from torchdock.difference import Comparison
 from torchdock.engine import ImageFacts
@@ -242,11 +242,14 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         tag = wishes.tag or ("torchdock/cu130:bbb" if wishes.base in (None, MADE) else "torchdock/cu130:aaa")
         id = record["again"] if wishes.tag else "sha256:same"
         engine.known[tag] = ImageFacts(id, ("sha256:0",), 1)
+        if wishes.base is None:
+            engine.known.setdefault("torchdock/base:2", HAVE)
         return namedtuple("Built", "image")(tag)
 
-    def bootstrap(eng: Any, root: Any, base: Any, choices: Any, sources: Any, reporter: Any, tag: str) -> None:
+    def bootstrap(eng: Any, root: Any, base: Any, choices: Any, sources: Any, reporter: Any, tag: str = "") -> Any:
         record["calls"].append(("base", choices, tag))
-        engine.known[tag] = ImageFacts(record["again"], ("sha256:0",), 1)
+        engine.known[tag or "torchdock/base:2"] = ImageFacts(record["again"], ("sha256:0",), 1)
+        return record.get("base", MADE)
 
     def inspect(eng: Any, name: str) -> verify._Inspected:
         return inspected(name, id=engine.known[name].id, layers=engine.known[name].layers)
@@ -271,6 +274,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(verify, "_inspect", inspect)
     monkeypatch.setattr(verify, "_remove", remove)
     monkeypatch.setattr(verify, "verify", compare)
+    monkeypatch.setattr(uses, "brought", lambda eng, name: record.get("brought", {}).get(name, ""))
     return record
 
 
@@ -284,14 +288,14 @@ HAVE = ImageFacts("sha256:same", ("sha256:0",), 1)
 
 
 def test_the_image_that_is_there_is_built_again_on_its_base(builds: dict[str, Any]) -> None:
-    builds["engine"].known["torchdock/cu130:bbb"] = HAVE
+    builds["engine"].known |= {"torchdock/cu130:bbb": HAVE, "torchdock/base:2": HAVE}
     plan = verify.plan(builds["engine"], builds["state"], VARIANT, SOURCES)
     assert plan.argv == ("docker", "buildx", "build", "--tag", "torchdock/verify:bbb-c10ne")
     assert plan.words.startswith("Would build torchdock/cu130:bbb again with no cache as torchdock/verify:bbb-c10ne")
     assert run(builds, plan).equal
     assert builds["calls"] == [("torchdock/verify:bbb-c10ne", True, MADE)]
     assert builds["compared"] == ("torchdock/cu130:bbb", "torchdock/verify:bbb-c10ne")
-    assert set(builds["engine"].known) == {"torchdock/cu130:bbb"}  # the second one is gone
+    assert set(builds["engine"].known) == {"torchdock/cu130:bbb", "torchdock/base:2"}  # the second one is gone
 
 
 def test_an_image_that_is_not_there_is_built_first(builds: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,7 +359,7 @@ def test_a_kept_second_build_saves_no_build_its_disk(
     """Nor is it taken for this lock's image."""
     engine, state = builds["engine"], builds["state"]
     builds["again"] = "sha256:other"
-    engine.known["torchdock/cu130:bbb"] = HAVE
+    engine.known |= {"torchdock/cu130:bbb": HAVE, "torchdock/base:2": HAVE}
     run(builds, verify.plan(engine, state, VARIANT, SOURCES))
     assert engine.known.pop("torchdock/cu130:bbb") and "torchdock/verify:bbb-c10ne" in engine.known
     assert image.find(engine, image.plans(ROOT, VARIANT, engine, SOURCES)) is None
@@ -412,6 +416,36 @@ def test_of_two_builds_on_that_base_the_one_that_is_there_is_taken(builds: dict[
     for name in ("debian@sha256:1", "torchdock/base:2", "torchdock/cu130:bbb", "theirs:1"):
         engine.known[name] = HAVE
     assert verify.plan(engine, builds["state"], VARIANT, SOURCES, other="theirs:1").ours.tag == "torchdock/cu130:bbb"
+
+
+@pytest.mark.parametrize("typed", ["torchdock/cu130:bbb", "theirs:1"])
+def test_an_image_that_was_brought_is_compared_with_a_build_of_its_own(
+    builds: dict[str, Any], typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its own name, or by another one of the same image, it would be compared with itself."""
+    engine = builds["engine"]
+    engine.known |= {"torchdock/cu130:bbb": HAVE, "theirs:1": HAVE, "torchdock/base:2": HAVE}
+    builds["brought"] = {"torchdock/cu130:bbb": "registry.example.org/team@sha256:1"}
+    plan = verify.plan(engine, builds["state"], VARIANT, SOURCES, other=typed)
+    assert plan.argv == ("docker", "buildx", "build", "--tag", "torchdock/verify:bbb-c10ne")
+    assert "came from registry.example.org/team@sha256:1" in plan.words
+    assert run(builds, plan).equal
+    assert builds["calls"] == [("torchdock/verify:bbb-c10ne", True, MADE)]
+    assert builds["compared"] == ("torchdock/cu130:bbb", "torchdock/verify:bbb-c10ne")
+    assert "came from registry.example.org/team@sha256:1" in capsys.readouterr().out
+
+
+def test_the_base_of_an_image_that_was_brought_is_made_first(builds: dict[str, Any]) -> None:
+    engine = builds["engine"]
+    engine.known["torchdock/cu130:bbb"] = HAVE
+    builds["brought"] = {"torchdock/cu130:bbb": "a file"}
+    plan = verify.plan(engine, builds["state"], VARIANT, SOURCES, other="torchdock/cu130:bbb")
+    assert run(builds, plan).equal
+    assert builds["calls"] == [("base", [REGISTRY, MADE], ""), ("torchdock/verify:bbb-c10ne", True, MADE)]
+    del engine.known["torchdock/base:2"]
+    builds["base"] = image.BaseChoice("bootstrapped", "torchdock/base:3", "torchdock/base:3", image.DRIFT)
+    with pytest.raises(TorchdockError, match="stands on torchdock/base:2, of which the mirrors no longer have every"):
+        run(builds, plan)
 
 
 def test_another_base_is_said_first(builds: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,18 +5,21 @@ from pathlib import Path
 import pytest
 from given import without_rights
 
-from torchdock import gpus, host, workspace
+from torchdock import gpus, host, launch, workspace
 from torchdock.errors import InputError
-from torchdock.gpus import Gpu, Inventory
+from torchdock.gpus import Gpu, Inventory, Process
 from torchdock.host import HostFacts, HostGpu
+from torchdock.launch import Mount, Port
+from torchdock.selection import Wish
 from torchdock.workspace import WorkspaceConfig
 
 
 def test_a_folder_without_the_file_asks_for_nothing(tmp_path: Path) -> None:
-    assert workspace.read(tmp_path) == WorkspaceConfig(None, None)
-    assert workspace.read(tmp_path / "none") == WorkspaceConfig(None, None)
+    assert workspace.read(tmp_path) == WorkspaceConfig()
+    assert workspace.read(tmp_path / "none") == WorkspaceConfig()
     (tmp_path / "file").write_text("")
-    assert workspace.read(tmp_path / "file") == WorkspaceConfig(None, None)
+    assert workspace.read(tmp_path / "file") == WorkspaceConfig()
+    assert WorkspaceConfig().wishes({"HOME": "/"}) == launch.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -31,14 +34,16 @@ def test_a_folder_without_the_file_asks_for_nothing(tmp_path: Path) -> None:
 def test_it_pins_a_variant(text: str, variant: "str | None", tmp_path: Path) -> None:
     path = tmp_path / "torchdock.toml"
     path.write_text(text)
-    assert workspace.read(tmp_path) == WorkspaceConfig(path, variant)
+    found = workspace.read(tmp_path)
+    assert (found.path, found.variant) == (path, variant)
+    assert found.wishes({}) == launch.NOTHING
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('\nvarient = "cu126"\n', ", line 2: there is no key 'varient'. Did you mean 'variant'? Keys: variant."),
-        ('[tool]\nx = 1\n', ", line 1: there is no key 'tool'. Keys: variant."),
+        ('\nvarient = "cu126"\n', ", line 2: there is no key 'varient'. Did you mean 'variant'? Keys: cpus, "),
+        ('[tool]\nx = 1\n', ", line 1: there is no key 'tool'. Keys: cpus, "),
         ('# a\n# b\nvariant = 126\n', ', line 3: variant is a number. Write it like this: variant = "cu130"'),
         ("variant = true\n", ", line 1: variant is true or false."),
         ('variant = ["cu126"]\n', ", line 1: variant is a list."),
@@ -46,6 +51,10 @@ def test_it_pins_a_variant(text: str, variant: "str | None", tmp_path: Path) -> 
         ("variant = 2026-10-05\n", ", line 1: variant is a date or a time."),
         ("variant = cu126\n", " is not valid TOML: Invalid value (at line 1, column 11). Mend that line"),
         (b"variant = '\xff'\n", " cannot be read (it is not UTF-8)"),
+        ('mounts = "/a:/b"\n', ', line 1: mounts is a text. Write it like this: mounts = ["'),
+        ('ports = ["8000", 8001]\n', ", line 1: ports has an entry that is a number."),
+        ("memory = 16\n", ', line 1: memory is a number. Write it like this: memory = "16g"'),
+        ("cpus = true\n", ", line 1: cpus is true or false."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_wrong_input(text: "str | bytes", told: str, tmp_path: Path) -> None:
@@ -55,6 +64,82 @@ def test_a_mistake_is_wrong_input(text: "str | bytes", told: str, tmp_path: Path
         workspace.read(tmp_path)
     assert str(refused.value).startswith(f"{path}{told}")
     assert refused.value.exit_code == 2
+
+
+WHOLE = """\
+mounts = [
+    "data:/data:ro",
+    "/:/host",
+]
+environment = ["MODE=fast", "API_KEY", "COLLEAGUES", "MINE_A=secret"]
+env_files = [".env"]
+secrets = ["MINE_*"]
+ports = ["8000", "127.0.0.2:1:2"]
+memory = "2g"
+cpus = 1.5
+shm_size = "1g"
+"""
+
+
+def test_it_says_what_every_launch_is_given(tmp_path: Path) -> None:
+    (tmp_path / "torchdock.toml").write_text(WHOLE)
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".env").write_text("A=1\n")
+    wishes = workspace.read(tmp_path).wishes({"API_KEY": "k"})
+    assert wishes.mounts == (Mount(tmp_path / "data", "/data", True), Mount(Path("/"), "/host"))
+    assert [(one.name, one.value, one.by_name) for one in wishes.variables] == [
+        ("MODE", "fast", False),
+        ("API_KEY", "k", True),
+        ("MINE_A", "secret", True),  # COLLEAGUES is not set here
+    ]
+    assert [file.path for file in wishes.files] == [tmp_path / ".env"]
+    assert wishes.ports == (Port(8000, 8000), Port(1, 2, "127.0.0.2"))
+    assert (wishes.memory, wishes.cpus, wishes.shm) == (2 << 30, 1.5, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('mounts = [\n  "/:/a",\n  "/no/such:/b",\n]\n', "line 3: -v /no/such:/b: /no/such does not exist"),
+        ('environment = [\n  "A=1",\n  "1A=2",\n]\n', "line 3: -e 1A: a variable is NAME=VALUE"),
+        ('# x\nenvironment = ["A B"]\n', "line 2: -e: a variable is"),
+        ('env_files = ["none"]\n', "line 1: --env-file none: there is no file"),
+        ('ports = [\n"80",\n"x"]\n', "line 3: -p x: a port is"),
+        ('\nmemory = "much"\n', "line 2: --memory much: a size is"),
+        ("\n\ncpus = 0\n", "line 3: --cpus 0: a number of CPUs"),
+        ('shm_size = "-1g"\n', "line 1: --shm-size -1g: a size is"),
+    ],
+)
+def test_a_wrong_entry_names_its_line(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "torchdock.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        workspace.read(tmp_path).wishes({})
+    assert str(refused.value).startswith(f"{path}, {told}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gpus = -1\n", "line 1: '-1' is neither a number of GPUs, nor `all`, nor UUIDs"),
+        ('\ngpus = "two"\n', "line 2: 'two' is neither"),
+        ('gpus = "0,1"\n', "line 1: '0,1' is neither"),
+        ('min_memory = "much"\n', "line 1: --min-memory much: a size is"),
+        ('gpu_name = ""\n', "line 1: --gpu-name was given an empty name"),
+    ],
+)
+def test_a_wrong_word_about_gpus_names_its_line(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "torchdock.toml").write_text(text)
+    config = workspace.read(tmp_path)
+    with pytest.raises(InputError) as refused:
+        _ = config.gpus
+    assert str(refused.value).startswith(f"{tmp_path / 'torchdock.toml'}, {told}")
+
+
+def test_a_file_that_says_nothing_of_gpus_asks_for_none_in_particular(tmp_path: Path) -> None:
+    assert workspace.read(tmp_path).gpus == Wish()
+    (tmp_path / "torchdock.toml").write_text('gpus = "all"\nmin_memory = "40GiB"\n')
+    assert workspace.read(tmp_path).gpus == Wish("all", 40 << 30)
 
 
 def test_a_file_that_may_not_be_read_is_wrong_input(tmp_path: Path) -> None:
@@ -76,13 +161,13 @@ def test_a_folder_that_may_not_be_looked_into_is_wrong_input() -> None:
 
 # --- the facts of the host ---
 
-H100 = Gpu(0, "GPU-0", "NVIDIA H100", 80 << 30, 0, 0, "9.0", True)
-P40 = Gpu(1, "GPU-1", "Tesla P40", 24 << 30, 0, 3, "6.1")
+H100 = Gpu(0, "GPU-0", "NVIDIA H100", 80 << 30, 0, (), "9.0")
+P40 = Gpu(1, "GPU-1", "Tesla P40", 24 << 30, 0, (Process(7),), "6.1")
 
 
 def gathered(wanted: "str | None", found: Inventory, folder: Path, monkeypatch: pytest.MonkeyPatch) -> HostFacts:
     monkeypatch.setattr(gpus, "gather", lambda: found)
-    return host.gather(wanted, folder)
+    return host.gather(Wish(wanted), folder)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +178,7 @@ def gathered(wanted: "str | None", found: Inventory, folder: Path, monkeypatch: 
         ("1", ["GPU-0", "GPU-1"]),
         ("all", ["GPU-0", "GPU-1"]),
         ("GPU-1", ["GPU-1"]),
+        ("gpu-1", ["GPU-1"]),
     ],
 )
 def test_every_gpu_that_could_be_leased_counts(
@@ -106,7 +192,7 @@ def test_every_gpu_that_could_be_leased_counts(
 def test_the_facts_are_those_of_nvml_and_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torchdock.toml").write_text('variant = "cu126"')
     found = gathered(None, Inventory((H100,), "580.1", ""), tmp_path, monkeypatch)
-    assert found.gpus == (HostGpu("GPU-0", "NVIDIA H100", "9.0", True),)
+    assert found.gpus == (HostGpu("GPU-0", "NVIDIA H100", "9.0"),)
     assert (found.pinned, found.pinned_by) == ("cu126", tmp_path / "torchdock.toml")
     bare = gathered(None, Inventory((), "", "no driver"), tmp_path / "none", monkeypatch)
     assert (bare.gpus, bare.no_gpu_reason, bare.pinned, bare.pinned_by) == ((), "no driver", None, None)

@@ -131,12 +131,19 @@ def test_no_gpu_is_told_with_its_remedy(
 
 
 def test_train_options() -> None:
-    args = train.arguments(["--epochs", "3", "--seed", "7", "--device", "cuda", "--json"])
-    assert (args.epochs, args.seed, args.device, args.json) == (3, 7, "cuda", True)
-    assert vars(train.arguments([])) == {"epochs": 10, "seed": 0, "device": "cpu", "json": False}
+    args = train.arguments(["--model", "cnn", "--epochs", "3", "--seed", "7", "--device", "cuda", "--amp", "bf16"])
+    assert (args.model, args.epochs, args.seed, args.device, args.amp) == ("cnn", 3, 7, "cuda", "bf16")
+    args = train.arguments([])
+    assert (args.model, args.epochs, args.seed, args.device, args.resume) == ("classifier", None, 0, "auto", False)
 
 
-@pytest.mark.parametrize("argv", [["--epochs", "0"], ["--epochs", "x"], ["--device", "tpu"], ["file"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["--epochs", "0"], ["--epochs", "x"], ["--device", "tpu"], ["file"], ["--rate", "0"], ["--rate", "nan"]),
+        *(["--batch", "-1"], ["--amp", "int8"], ["--workers", "-1"], ["--resume", "--overwrite"]),
+    ],
+)
 def test_train_wrong_options_exit_2(argv: "list[str]", capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         train.arguments(argv)

@@ -12,7 +12,7 @@ from torchdock import inside
 SOURCE = Path(inside.__file__).parents[2]
 INSIDE = sorted((SOURCE / "torchdock" / "inside").rglob("*.py"))
 SUITE = sorted((SOURCE.parent / "tests" / "container").glob("*.py"))
-ALLOWED = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "pytest", "pynvml"}
+ALLOWED = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "pytest", "pynvml", "jupyterlab", "tensorboard"}
 
 
 def imported(nodes: "list[ast.stmt] | list[ast.AST]") -> "set[str]":
@@ -50,9 +50,15 @@ def test_the_wall_is_not_blind(tmp_path: Path) -> None:
     assert foreign(tmp_path / "bad.py", ALLOWED) == {"docker", "torchdock.engine"}
 
 
-def test_only_workloads_need_torch_to_be_imported() -> None:
+def test_only_workloads_and_what_runs_operators_need_torch_to_be_imported() -> None:
     """All else can be imported, read and tested on the host, with docker, invoke, rich and torch blocked."""
-    files = [file for file in INSIDE if "workloads" not in file.parts]
+    running = {"laws.py", "proof.py", "references.py"}
+    files = [
+        file
+        for file in INSIDE
+        if "workloads" not in file.parts and not ("operators" in file.parts and file.name in running)
+    ]
+    assert any(file.parent.name == "operators" for file in files)
     modules = [".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for file in files]
     assert "torchdock.inside.check" in modules
     blocked = "for name in ('docker', 'invoke', 'rich', 'torch', 'torchvision', 'numpy'): sys.modules[name] = None"
@@ -68,4 +74,5 @@ def test_what_travels_with_the_image_is_small() -> None:
         *(file for file in (SOURCE / "torchdock" / "inside").rglob("*") if "__pycache__" not in file.parts),
         *SUITE,
     ]
-    assert sum(file.stat().st_size for file in files if file.is_file()) < 400_000
+    # With locks and entrypoint the layer that changes with each edit stays below 1 MB.
+    assert sum(file.stat().st_size for file in files if file.is_file()) < 700_000

@@ -81,3 +81,12 @@ def test_what_is_made_while_working_is_ignored(made: str) -> None:
         assert made.split("/")[0] in (ROOT / ".gitignore").read_text() or "__pycache__" in made
         return
     assert subprocess.run(["git", "check-ignore", "-q", made], cwd=ROOT).returncode == 0
+
+
+def test_each_planted_fault_is_caught_by_a_check_that_is_there() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("\n### Planted faults\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| ([^|]+) \| `(\w+)::(\w+)` \| `(\w+)` \|$", section, re.M)
+    assert len(found) >= 15 and len(found) == len(set(found)) == section.count("\n| ") - 1
+    for fault, topic, check, planted in found:
+        assert f"\ndef {check}(" in (ROOT / f"tests/container/test_{topic}.py").read_text(), fault
+        assert check in (ROOT / f"tests/engine/test_planted_{planted}.py").read_text(), fault
