@@ -202,4 +202,4 @@ def test_offline_builds_from_what_is_cached_and_says_what_is_missing(
     missing = invoke(clone, env, "build", "--cpu", "--offline")
     assert missing.returncode == 1
     assert "offline: the layer tools is not in the build cache; it needs these wheels:" in missing.stderr
-    assert "absl-py==" in missing.stderr and "docker save" in missing.stderr
+    assert "absl-py==" in missing.stderr and "invoke save" in missing.stderr

@@ -105,6 +105,7 @@ def test_a_base_from_another_mirror_is_the_same_to_the_bit(
         subprocess.run(["docker", "image", "rm", TAG], capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_mirror_that_lies_is_found_out(mirror: mirrors.Mirror, system: Callable[..., Any]) -> None:
     mirror.changed["/tmux_"] = lambda real: b"x" * len(real)
     done = system()
@@ -114,6 +115,7 @@ def test_a_mirror_that_lies_is_found_out(mirror: mirrors.Mirror, system: Callabl
     assert "other files than the lock names for: tmux. Do not trust that mirror." in done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_mirror_has_dropped_is_named(mirror: mirrors.Mirror, system: Callable[..., Any]) -> None:
     mirror.changed["/tmux_"] = None
     done = system()
@@ -162,6 +164,7 @@ def test_drift_takes_what_the_mirror_has(mirror: mirrors.Mirror, system: Callabl
     assert subprocess.run(check, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_package_that_is_added_moves_no_other(
     engine: Engine, made_base: bases.BaseChoice, today: Path, tmp_path: Path
 ) -> None:

@@ -6,67 +6,16 @@ import json
 import os
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import indexes
-from tests.engine.conftest import ROOT, Invoke, argv
+from tests.engine.conftest import ROOT, Invoke, Relay, argv
 from torchdock import engine as engines
-
-
-class Relay:
-    """Hands connections on to the engine's socket until it is cut: an engine that stops while the real one goes on."""
-
-    def __init__(self, listener: socket.socket, target: str) -> None:
-        self.listener, self.target = listener, target
-        self.pairs: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self.listener.accept()
-            except OSError:
-                return
-            far = socket.socket(socket.AF_UNIX)
-            far.connect(self.target)
-            self.pairs += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
-
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
-    def cut(self) -> None:
-        """The engine is gone: nothing is accepted, every connection is closed."""
-        for end in (self.listener, *self.pairs):  # closing alone would not wake a thread that waits in accept()
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
-        self.listener.close()
-
-
-@pytest.fixture
-def relay(tmp_path: Path) -> Iterator[tuple[Relay, str]]:
-    """A local engine of the test's own, by a socket in a folder."""
-    path = tmp_path / "docker.sock"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(64)
-    found = Relay(listener, "/var/run/docker.sock")
-    yield found, f"unix://{path}"
-    found.cut()
 
 
 def test_a_silent_engine(invoke: Invoke) -> None:
@@ -133,7 +82,7 @@ def test_an_engine_that_stops_in_a_build(clone: Path, relay: tuple[Relay, str]) 
 
 
 @pytest.mark.usefixtures("image")
-def test_an_engine_that_stops_in_a_run(relay: tuple[Relay, str], engine: engines.Engine) -> None:
+def test_an_engine_that_stops_in_a_run(relay: tuple[Relay, str], leftovers: Callable[[str], Sequence[str]]) -> None:
     link, endpoint = relay
     words = argv("run", "--", "sh", "-c", "echo ready; exec sleep 600")
     child = subprocess.Popen(
@@ -144,10 +93,13 @@ def test_an_engine_that_stops_in_a_run(relay: tuple[Relay, str], engine: engines
     assert child.stdout.readline() == "ready\n"
     link.cut()
     _, errors = child.communicate(timeout=60)
-    for found in engine.containers(["dev.torchdock.role=run"]):
-        engine.remove_container(found["Id"])
     assert child.returncode == 69, errors
     assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("torchdock: The container engine stopped answering in the middle.")
+    deadline = time.monotonic() + 30  # the real engine lives on: the lifeline ends what nobody waits for any more
+    while leftovers("run") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert leftovers("run") == []
 
 
 def test_the_doctor_proves_this_host(invoke: Invoke, image: dict[str, Any]) -> None:

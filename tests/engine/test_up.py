@@ -1,16 +1,15 @@
-"""The workspace container: launched once, checked, found again, stopped; `clean` and `test` beside it."""
+"""The workspace container: launched once, checked, found again, stopped; `test` beside it."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
+import socket
 import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import docker
 import pytest
@@ -64,6 +63,7 @@ def test_up_again_shell_and_down(invoke: Invoke, workspace: Path, client: docker
     assert json.loads(invoke("down", "--json", "-w", str(workspace)).stdout)["stopped"] is False
 
 
+@pytest.mark.slow
 def test_two_at_once_make_one(workspace: Path, engine: Engine) -> None:
     words = argv("up", "--json", "-w", str(workspace))
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -82,6 +82,22 @@ def test_up_of_a_missing_workspace_is_wrong_input(invoke: Invoke, tmp_path: Path
     assert "does not exist" in done.stderr
 
 
+def test_a_taken_port_is_told_before_a_build(invoke: Invoke, clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    with (clone / "docker/entrypoint.sh").open("a") as file:
+        file.write("# an image that is not there\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "project/torchdock.toml").write_text(f'ports = ["{port}:80"]\n')
+        for words in (["up"], ["jupyter"]):
+            done = invoke(*words, "-w", str(tmp_path / "project"), cwd=clone)
+            assert done.returncode == 2
+            assert f"The port {port} of 127.0.0.1 cannot be used" in done.stderr
+    assert CloneState(clone).records() == []
+
+
 def test_a_gpu_is_demanded_and_never_skipped(invoke: Invoke) -> None:
     from torchdock import gpus
 
@@ -94,6 +110,7 @@ def test_a_gpu_is_demanded_and_never_skipped(invoke: Invoke) -> None:
     assert "invoke doctor" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_suite_fails_when_a_check_fails(invoke: Invoke, clone: Path) -> None:
     (clone / "tests/container/test_broken.py").write_text(
         '"""Broken on purpose."""\n\nimport pytest\n\n\n@pytest.mark.quick\ndef test_broken():\n'
@@ -108,33 +125,7 @@ def test_the_suite_fails_when_a_check_fails(invoke: Invoke, clone: Path) -> None
     assert sum(int(suite.get("failures") or 0) for suite in report.iter("testsuite")) == 1
 
 
-def test_clean_removes_this_clones_things_and_no_others(
-    invoke: Invoke, clone: Path, engine: Engine, image: dict[str, Any]
-) -> None:
-    mine = CloneState(clone).clone
-    names = {"mine": mine, "other": "another-clone"}
-    for name, owner in names.items():
-        labels = {"dev.torchdock.clone": owner, "dev.torchdock.user": str(os.getuid()), "dev.torchdock.role": "run"}
-        engine.client.containers.run(
-            image["image"], ["sleep", "600"], name=f"torchdock-test-{name}", labels=labels, detach=True
-        )
-    try:
-        shown = invoke("clean", "--dry-run", cwd=clone)
-        assert "Would remove container torchdock-test-mine" in shown.stdout
-        assert engine.client.containers.get("torchdock-test-mine").status == "running"
-        done = invoke("clean", cwd=clone)
-        assert "Removed container torchdock-test-mine" in done.stdout
-        assert "other" not in done.stdout
-        with pytest.raises(docker.errors.NotFound):
-            engine.client.containers.get("torchdock-test-mine")
-        assert engine.client.containers.get("torchdock-test-other").status == "running"
-        assert engine.image(image["image"]) is not None
-    finally:
-        for name in names:
-            engine.remove_container(f"torchdock-test-{name}")
-
-
-@pytest.mark.parametrize("task", ["up", "test"])
+@pytest.mark.parametrize("task", [pytest.param("up", marks=pytest.mark.slow), "test"])
 def test_ctrl_c_in_the_checks_stops_them_and_the_next_run_works(
     invoke: Invoke, workspace: Path, engine: Engine, task: str
 ) -> None:
