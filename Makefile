@@ -30,13 +30,13 @@ test: dev ## the project's own tests, then the validation suite in the container
 test-all: dev ## `make test` and what takes longer
 	@$(VENV)/python tests/run.py --all
 
-test-gpu: venv ## the validation suite on a GPU, which is demanded
-	@$(VENV)/invoke test --gpu
+test-gpu: venv ## the validation suite on a GPU, which is demanded (QUIET=1: no word where all is good, for cron)
+	@$(VENV)/invoke test --gpu $(if $(QUIET),--quiet)
 
 lint: dev ## ruff and mypy alone
 	@$(VENV)/python tests/run.py --only lint
 
-clean: venv ## remove what torchdock made for this user and clone
+clean: venv ## show and remove what torchdock made for this user and clone
 	@$(VENV)/invoke clean
 
 venv:
