@@ -1,8 +1,9 @@
 # torchdock: PyTorch for CPUs, without a byte of CUDA, pinned to the hash.
 #
-#   base ──> system ──> uv
-#               │        ┊ (bind-mounted into each step that installs wheels, never copied)
-#               └──> torch ──> tools ──> configured ──> environment
+#   base ──> python ──> uv           (mounted into each step that installs wheels, never copied)
+#              ├──────> torch ───┐
+#              ├──────> system ──┼──> merged ──> recent ──> configured ──> environment
+#              └──────> tools ───┘
 #
 # Plain Docker builds it, with no arguments:  docker build -f docker/cpu.Dockerfile .
 # The stages are those of cuda.Dockerfile without its CUDA; a test keeps the common ones equal.
@@ -10,34 +11,49 @@
 # Pinned to the digest. Where no registry can be reached, `invoke build` passes a base made from Debian packages.
 ARG BASE=docker.io/library/debian:trixie-20261005-slim@sha256:a29215f6a35e51e22adffa17f89e9d2ef06214e64a2bad10d765c46aea49f11f
 
-FROM ${BASE} AS system
+FROM ${BASE} AS python
 # `locked`: exactly the packages of docker/locks/debian. `drift`: what the mirror has today, where it and the snapshot
 # have dropped some of them; `invoke build` says so and never does it under --locked.
 ARG DEBIAN=locked
 # The day of the base: the time stamp of every file that a build writes, so that two builds can be equal.
 ARG SOURCE_DATE_EPOCH=1791158400
+# What wheels need and no more: a Debian package that is added later leaves them as they are.
 # apt's caches and logs live in tmpfs: nothing of them lands in the layer, and nothing has to be deleted from the base.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
-    --mount=type=bind,source=docker/layers/system.sh,target=/run/system.sh \
-    --mount=type=bind,source=docker/layers/packages.txt,target=/run/packages.txt \
-    --mount=type=bind,source=docker/locks/debian,target=/run/debian \
+    --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \
+    --mount=type=bind,source=docker/layers/python-packages.txt,target=/run/packages.txt \
+    --mount=type=bind,source=docker/locks/debian/python,target=/run/debian \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=apt-mirror \
     --mount=type=secret,id=offline \
     --mount=type=tmpfs,target=/var/cache --mount=type=tmpfs,target=/var/log \
     --mount=type=tmpfs,target=/var/lib/apt/lists --mount=type=tmpfs,target=/tmp \
-    sh /run/system.sh "$DEBIAN"
+    sh /run/debian.sh python "$DEBIAN"
 
-FROM system AS uv
+FROM python AS system
+ARG DEBIAN=locked
+ARG SOURCE_DATE_EPOCH=1791158400
+# Everything else of Debian's, made beside the wheels, which need none of it; apt as above.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \
+    --mount=type=bind,source=docker/layers/packages.txt,target=/run/packages.txt \
+    --mount=type=bind,source=docker/locks/debian/system,target=/run/debian \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=apt-mirror \
+    --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/var/cache --mount=type=tmpfs,target=/var/log \
+    --mount=type=tmpfs,target=/var/lib/apt/lists --mount=type=tmpfs,target=/tmp \
+    sh /run/debian.sh system "$DEBIAN"
+
+FROM python AS uv
 # uv comes from the Python package index by hash: no second registry to reach.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/uv.sh,target=/run/uv.sh \
     --mount=type=bind,source=docker/locks/uv.txt,target=/run/uv.txt \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
     --mount=type=secret,id=offline \
-    --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/root/.cache \
+    --mount=type=tmpfs,target=/tmp \
     sh /run/uv.sh
 
-FROM system AS torch
+FROM python AS torch
 ARG SOURCE_DATE_EPOCH=1791158400
 # torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
@@ -50,9 +66,9 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/tmp \
     sh /run/wheels.sh torch
 
-FROM torch AS tools
+FROM python AS tools
 ARG SOURCE_DATE_EPOCH=1791158400
-# Everything else, your packages included: small, and the only wheel layer that changes from week to week.
+# Everything else, your packages included, as they were when the locks were last laid out anew.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
@@ -63,7 +79,30 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/tmp \
     sh /run/wheels.sh tools
 
-FROM tools AS configured
+FROM torch AS merged
+ARG SOURCE_DATE_EPOCH=1791158400
+# RUN and not COPY: which files, their owners and their times are as they were, and a changed folder's too.
+RUN --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
+    --mount=type=bind,from=system,target=/from \
+    sh /run/merge.sh system
+RUN --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
+    --mount=type=bind,from=tools,target=/from \
+    sh /run/merge.sh tools
+
+FROM merged AS recent
+ARG SOURCE_DATE_EPOCH=1791158400
+# Tools that were added or moved since: the only wheels that change from week to week.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/locks/cpu/recent.txt,target=/run/lock.txt \
+    --mount=type=bind,from=uv,source=/uv,target=/uv \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/wheels.sh recent
+
+FROM recent AS configured
 # Constants of the lock only: where the bits came from on a given day belongs to the build record, not here.
 LABEL dev.torchdock.variant="cpu"
 # The environment is on for every process of the container, not only for login shells.
@@ -99,6 +138,7 @@ RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
     --mount=type=bind,source=docker/init.sh,target=/run/clone/docker/init.sh \
     --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/clone/docker/locks/cpu/torch.txt \
     --mount=type=bind,source=docker/locks/cpu/tools.txt,target=/run/clone/docker/locks/cpu/tools.txt \
+    --mount=type=bind,source=docker/locks/cpu/recent.txt,target=/run/clone/docker/locks/cpu/recent.txt \
     --mount=type=bind,source=src/torchdock,target=/run/clone/src/torchdock \
     --mount=type=bind,source=tests/container,target=/run/clone/tests/container \
     sh /run/suite.sh /run/clone cpu

@@ -1,11 +1,14 @@
 #!/bin/sh
-# Resolves docker/layers/packages.txt for one architecture, in a container of the base, from the mirror's signed index.
-# Usage: debian-lock.sh ARCHITECTURE SUITE PACKAGE…    (a version that should stay is in the lock at /run/old.txt)
-# Prints the lock without its header's digest: a line `snapshot=…`, then `section name version sha256 archive/path` each.
+# Resolves docker/layers/*packages.txt for one architecture, in a container of the base, from the mirror's signed index.
+# Usage: debian-lock.sh ARCHITECTURE SUITE PYTHON PACKAGE…
+#   PYTHON   the packages of the python layer, one word;  PACKAGE…: those of the system layer
+# A version that should stay is in the lock at /run/old.txt. Prints the lock without its header's digest: a line
+# `snapshot=…`, then `section name version sha256 archive/path bytes` each.
 . /run/common.sh
 architecture=$1
 suite=$2
-shift 2
+python=$3
+shift 3
 archives
 mkdir -p /tmp/apt/lists/partial /tmp/apt/cache/archives/partial
 : >/tmp/apt/status # as if nothing were installed: the whole closure is resolved
@@ -54,7 +57,10 @@ closure() {
 }
 # The base is what mmdebstrap's minbase and Debian's own slim image are: essential, required, and apt.
 closure '?essential' '?priority(required)' apt >/tmp/base
-closure '?essential' '?priority(required)' apt "$@" >/tmp/all
+# shellcheck disable=SC2086
+closure '?essential' '?priority(required)' apt $python >/tmp/python
+# shellcheck disable=SC2086
+closure '?essential' '?priority(required)' apt $python "$@" >/tmp/all
 
 dates=$(sed -n 's/^Date: //p' /tmp/apt/lists/*InRelease)
 latest=$(echo "$dates" | while read -r date; do date -u -d "$date" +%s; done | sort -n | tail -n 1)
@@ -63,11 +69,13 @@ echo "snapshot=${kept:-$(date -u -d "@$((latest + 86400))" +%Y%m%dT%H%M%SZ)}"
 awk '
     FILENAME == "/tmp/index" { name_of[$3] = $1; version_of[$3] = $2; next }
     FILENAME == "/tmp/base" { base[$4]; next }
+    FILENAME == "/tmp/python" { python[$4]; next }
     {
         sum = $4; sub(/^SHA256:/, "", sum)
         path = $1; gsub("\047", "", path)
         archive = path ~ /\/debian-security\// ? "debian-security" : "debian"
         sub(/^.*\/pool\//, "pool/", path)
         if (!(sum in name_of) || length(sum) != 64) { print "no SHA-256 for " path > "/dev/stderr"; exit 1 }
-        print ($4 in base ? "base" : "system"), name_of[sum], version_of[sum], sum, archive "/" path
-    }' /tmp/index /tmp/base /tmp/all | sort
+        section = $4 in base ? "base" : $4 in python ? "python" : "system"
+        print section, name_of[sum], version_of[sum], sum, archive "/" path, $3
+    }' /tmp/index /tmp/base /tmp/python /tmp/all | sort

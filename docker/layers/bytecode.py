@@ -8,8 +8,10 @@ Usage: PYTHONHASHSEED=0 python bytecode.py FOLDER
 """
 
 import compileall
+import importlib.util
 import os
 import py_compile
+import struct
 import sys
 
 root = sys.argv[1]
@@ -24,9 +26,21 @@ def wait(limit):
             sys.exit(f"torchdock: bytecode: a process ended with {status}")
 
 
+def stale(path):
+    """Whether a source has no bytecode of its own age: its magic number, no flags, then time and size of the source."""
+    try:
+        with open(importlib.util.cache_from_source(path), "rb") as file:
+            there = file.read(16)
+    except FileNotFoundError:
+        return True
+    facts = os.stat(path)
+    return there != importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(facts.st_mtime), facts.st_size)
+
+
 for folder, folders, files in os.walk(root):
     folders.sort()
-    sources = sorted(name for name in files if name.endswith(".py"))
+    # Those alone that need it: a process for each folder of the layers below would take longer than a small layer.
+    sources = sorted(name for name in files if name.endswith(".py") and stale(os.path.join(folder, name)))
     if not sources:
         continue
     wait(os.cpu_count() - 1)

@@ -14,8 +14,10 @@ case ,$(header architectures "$lock"), in
     ,, | *,"$machine",*) ;;
     *) fail "this lock is for $(header architectures "$lock"), this machine is $machine" ;;
 esac
+wheels=$(sed -n 's/^\([^# ][^ ]*\).*/\1/p' "$lock" | tr '\n' ' ')
+[ -n "$wheels" ] || exit 0 # `recent`, while nothing was added since the tools were laid out
 if [ -e /run/secrets/offline ]; then
-    fail "offline: the layer $layer is not in the build cache; it needs these wheels: $(sed -n 's/^\([^# ][^ ]*\).*/\1/p' "$lock" | tr '\n' ' ')"
+    fail "offline: the layer $layer is not in the build cache; it needs these wheels: $wheels"
 fi
 
 # Group and world may write the folders of the environment: whoever runs the container may `pip install`.

@@ -80,7 +80,7 @@ def expected(root: Path, variant: Variant, target: str, architecture: str) -> Ex
         suite.discard(f"{locked}devel.txt")
     lock = debian.read(root, architecture)
     pairs = [(one.section, one.name, one.version) for one in (lock.packages if lock is not None else ())]
-    system = {name: version for section, name, version in pairs if section == "system"}
+    system = {name: version for section, name, version in pairs if section != "base"}
     base = {name: version for section, name, version in pairs if section == "base"}
     return Expected(files, frozenset(suite), system, base)
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchdock.engine import Engine
@@ -24,28 +24,38 @@ from torchdock.sources import APT_MIRROR_VARIABLE, Sources
 # The engine's word for an architecture, and Debian's.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 FOLDER = Path("docker/locks/debian")
-REQUESTED = Path("docker/layers/packages.txt")
-_LINE = re.compile(r"(base|system) (\S+) (\S+) ([0-9a-f]{64}) ((?:debian|debian-security)/pool/\S+\.deb)")
+# The layers of Debian packages, each with the file of the names that people ask for. Each has a lock file of its own:
+# a new package of the system layer leaves the one below the wheels as it is.
+PYTHON, SYSTEM = "python", "system"
+REQUESTED = {PYTHON: Path("docker/layers/python-packages.txt"), SYSTEM: Path("docker/layers/packages.txt")}
+_SECTIONS = {"base": PYTHON, "python": PYTHON, "system": SYSTEM}  # the lock file that a section is in
+_LINE = re.compile(
+    r"(base|python|system) (\S+) (\S+) ([0-9a-f]{64}) ((?:debian|debian-security)/pool/\S+\.deb) ([0-9]+)"
+)
 
 
 @dataclass(frozen=True)
 class Package:
-    """One package: its section (``base``: part of a base made here; ``system``: on top of any base), where it lies."""
+    """One package: its section, where it lies below Debian's archives, and how many bytes it takes to download.
+
+    Sections: ``base`` is part of a base made here; ``python`` and ``system`` are layers on top of any base.
+    """
 
     section: str
     name: str
     version: str
     sha256: str
     path: str
+    size: int
 
 
 @dataclass(frozen=True)
 class DebianLock:
-    """The packages of one architecture.
+    """Packages of one architecture: of one lock file, or of all of them.
 
     Attributes:
         snapshot: the time stamp below which the snapshot archive keeps all of them.
-        requested: digest of the names in ``packages.txt`` that it was resolved for.
+        requested: digest of the names that it was resolved for (:data:`REQUESTED`); of all files: the last one's.
     """
 
     suite: str
@@ -59,10 +69,14 @@ class DebianLock:
         fields = f"suite={self.suite} architecture={self.architecture} snapshot={self.snapshot}"
         lines = [
             f"# torchdock: {fields} requested={self.requested}",
-            "# Written by `invoke lock`: section, name, version, SHA-256, and where it lies in Debian's archives.",
+            "# Written by `invoke lock`: section, name, version, SHA-256, where it lies in Debian's archives, bytes.",
         ]
-        lines += [" ".join((one.section, one.name, one.version, one.sha256, one.path)) for one in self.packages]
+        lines += [" ".join(map(str, vars(one).values())) for one in self.packages]
         return "\n".join(lines) + "\n"
+
+    def part(self, layer: str) -> tuple[Package, ...]:
+        """The packages that are in the lock file of this layer."""
+        return tuple(one for one in self.packages if _SECTIONS[one.section] == layer)
 
     def preferences(self) -> str:
         """apt_preferences(5) that hold the base at exactly these versions."""
@@ -92,23 +106,25 @@ def parse(text: str, origin: str) -> DebianLock:
             raise InputError(
                 f"{origin}, line {number}: {line[:80]!r} is no package with its SHA-256 and path. {remedy}"
             )
-        packages.append(Package(*match.groups()))
+        section, name, version, sha256, path, size = match.groups()
+        packages.append(Package(section, name, version, sha256, path, int(size)))
     fields = (header["suite"], header["architecture"], header["snapshot"], header["requested"])
     return DebianLock(*fields, tuple(packages))
 
 
-def requested(root: Path) -> list[str]:
-    """The names in ``docker/layers/packages.txt``, in its order.
+def requested(root: Path, layer: str) -> list[str]:
+    """The names of packages that a layer is asked for, in the order of its file (:data:`REQUESTED`).
 
     Raises:
         InputError: a line is no package's name; names it.
     """
     names = []
-    for number, line in enumerate(read_text(root / REQUESTED, str(REQUESTED)).splitlines(), 1):
+    path = REQUESTED[layer]
+    for number, line in enumerate(read_text(root / path, str(path)).splitlines(), 1):
         name = line.split("#")[0].strip()
         if name and not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name):
             raise InputError(
-                f"{REQUESTED}:{number}: {name[:60]!r} is no name of a Debian package. Write one package a line, "
+                f"{path}:{number}: {name[:60]!r} is no name of a Debian package. Write one package a line, "
                 "without a version: the lock has it. The locks are unchanged."
             )
         names += [name] if name else []
@@ -119,44 +135,53 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
 
 
+def file(architecture: str, layer: str) -> Path:
+    """The lock file of an architecture (``x86_64``, ``aarch64``) and a layer, below the root of the clone."""
+    return FOLDER / layer / f"{ARCHITECTURES.get(architecture, architecture)}.txt"
+
+
 def read(root: Path, architecture: str) -> DebianLock | None:
-    """The lock of an architecture (``x86_64``, ``aarch64``); None where there is none.
+    """The lock of an architecture (``x86_64``, ``aarch64``), all layers; None where there is none.
 
     Raises:
         InputError: see :func:`parse`.
     """
-    name = f"{ARCHITECTURES.get(architecture, architecture)}.txt"
-    path = root / FOLDER / name
-    return parse(read_text(path, str(FOLDER / name)), str(FOLDER / name)) if path.is_file() else None
+    paths = [file(architecture, layer) for layer in REQUESTED]
+    if not all((root / path).is_file() for path in paths):
+        return None
+    parts = [parse(read_text(root / path, str(path)), str(path)) for path in paths]
+    packages = tuple(one for part in parts for one in part.packages)
+    return replace(parts[-1], packages=packages, snapshot=max(part.snapshot for part in parts))
 
 
 def check(root: Path, architecture: str, suite: str) -> list[str]:
     """Whether the lock serves a build here.
 
     Returns:
-        Warnings: the lock is older than ``packages.txt``.
+        Warnings: the lock is older than the names that are asked for.
 
     Raises:
         InputError: there is none for this architecture, or it is for another one or another suite.
     """
-    lock = read(root, architecture)
+    warnings = []
     word = ARCHITECTURES.get(architecture, architecture)
-    if lock is None:
-        raise InputError(
-            f"There is no lock of Debian packages for {word} ({FOLDER}/{word}.txt). `invoke lock` writes it."
-        )
-    if (lock.architecture, lock.suite) != (word, suite):
-        raise InputError(
-            f"{FOLDER}/{word}.txt is a lock for Debian {lock.suite} on {lock.architecture}; here {suite} on {word} is "
-            "built. `git checkout docker/locks` restores it, `invoke lock` writes it anew."
-        )
-    if lock.requested != _digest(requested(root)):
-        return [f"{REQUESTED} was changed after its lock was written; `invoke lock` brings the lock up to date"]
-    return []
+    for layer, names in REQUESTED.items():
+        path = file(architecture, layer)
+        if not (root / path).is_file():
+            raise InputError(f"There is no lock of Debian packages for {word} ({path}). `invoke lock` writes it.")
+        lock = parse(read_text(root / path, str(path)), str(path))
+        if (lock.architecture, lock.suite) != (word, suite):
+            raise InputError(
+                f"{path} is a lock for Debian {lock.suite} on {lock.architecture}; here {suite} on {word} is built. "
+                "`git checkout docker/locks` restores it, `invoke lock` writes it anew."
+            )
+        if lock.requested != _digest(requested(root, layer)):
+            warnings.append(f"{names} was changed after its lock was written; `invoke lock` brings the lock up to date")
+    return warnings
 
 
 def is_older(root: Path, suite: str) -> bool:
-    """Whether the lock of some architecture is missing, or older than ``packages.txt``."""
+    """Whether the lock of some architecture is missing, or older than the names that are asked for."""
     try:
         return any(check(root, architecture, suite) for architecture in ARCHITECTURES)
     except InputError:
@@ -176,16 +201,20 @@ def refresh(
     """
     files: dict[Path, str | None] = {}
     rows: set[tuple[str, str, str]] = set()
-    for architecture, word in ARCHITECTURES.items():
+    for architecture in ARCHITECTURES:
         try:
             old = read(root, architecture)
         except InputError:  # damaged: it is written anew
             old = None
         new = resolve(engine, root, base, architecture, suite, sources, upgrade=upgrade)
         rows |= set(difference(_versions(old), _versions(new)))
-        # The snapshot alone is no reason: the old one keeps the same packages.
-        if old is None or (old.packages, old.requested) != (new.packages, new.requested):
-            files[root / FOLDER / f"{word}.txt"] = new.text()
+        for layer in REQUESTED:
+            path = file(architecture, layer)
+            said = replace(new, packages=new.part(layer), requested=_digest(requested(root, layer)))
+            # The snapshot alone is no reason: the old one keeps the same packages.
+            there = parse(read_text(root / path, str(path)), str(path)) if old is not None else None
+            if there is None or (there.packages, there.requested) != (said.packages, said.requested):
+                files[root / path] = said.text()
     return files, sorted(rows)
 
 
@@ -196,19 +225,22 @@ def _versions(lock: DebianLock | None) -> dict[str, Pin]:
 def resolve(
     engine: Engine, root: Path, base: str, architecture: str, suite: str, sources: Sources, *, upgrade: bool
 ) -> DebianLock:
-    """Resolve ``packages.txt`` in a container of ``base``; what is locked stays unless ``upgrade``.
+    """Resolve the packages of all layers in a container of ``base``; what is locked stays unless ``upgrade``.
 
     Raises:
         InputError: a package does not exist.
         TorchdockError: the mirror cannot be reached or its signature is wrong.
     """
-    names = requested(root)
+    python, system = (requested(root, layer) for layer in (PYTHON, SYSTEM))
     word = ARCHITECTURES[architecture]
+    try:
+        locked = None if upgrade else read(root, architecture)
+    except InputError:  # damaged: nothing of it is kept
+        locked = None
     with tempfile.TemporaryDirectory(prefix="torchdock-debian-") as name:
         folder = Path(name)
         _hand_over(folder, sources)
-        old = root / FOLDER / f"{word}.txt"
-        (folder / "old.txt").write_text(read_text(old, str(FOLDER / old.name)) if old.is_file() and not upgrade else "")
+        (folder / "old.txt").write_text(locked.text() if locked is not None else "")
         mounts = {
             root / "docker/layers/common.sh": "/run/common.sh",
             root / "docker/debian-lock.sh": "/run/debian-lock.sh",
@@ -220,17 +252,18 @@ def resolve(
             argv += mount(str(source), target, read_only=True)
         for proxy in sources.proxies:
             argv += ["--env", proxy]
-        done = capture([*argv, base, "sh", "/run/debian-lock.sh", word, suite, *names], timeout=600)
+        script = ["sh", "/run/debian-lock.sh", word, suite, " ".join(python), *system]
+        done = capture([*argv, base, *script], timeout=600)
     if done.code != 0:
         said = sources.redact(" ".join(done.err.split()))
         unknown = re.search("Unable to locate package|has no installation candidate", said)
         remedy = f"Check the network and {APT_MIRROR_VARIABLE}; `invoke doctor` tries the mirror."
-        remedy = f"Correct {REQUESTED}." if unknown else remedy
+        remedy = f"Correct {' or '.join(map(str, REQUESTED.values()))}." if unknown else remedy
         kind = InputError if unknown else TorchdockError
         told = f"The Debian packages could not be resolved for {word}: {said[-400:]}"
         raise kind(f"{told} {remedy} The locks are unchanged.")
     first, _, rest = done.out.partition("\n")
-    header = f"# torchdock: suite={suite} architecture={word} {first} requested={_digest(names)}\n"
+    header = f"# torchdock: suite={suite} architecture={word} {first} requested={_digest(system)}\n"
     return parse(header + rest, f"the lock resolved for {word}")
 
 

@@ -31,11 +31,14 @@ from torchdock.variants import GB, Variant
 
 # What a stage of the Dockerfiles is for, in the words that are shown while it runs.
 STAGES = {
+    "python": "Python",
     "system": "Debian packages",
     "uv": "uv",
     "cuda": "CUDA libraries (3.4 GB)",
     "torch": "torch and torchvision",
     "tools": "tools",
+    "merged": "layers on top of each other",
+    "recent": "tools added since",
     "nvcc": "CUDA compiler",
     "environment": "validation suite",
     "devel": "validation suite",
@@ -462,10 +465,10 @@ def _record(state: CloneState, built: Built, wanted: BuildPlan, sources: Sources
 
 def foundation(root: Path, variant: Variant) -> str:
     """Digest of what decides the large layers: while it is the same, a rebuild takes little disk."""
-    names = ("bytecode.py", "common.sh", "packages.txt", "system.sh", "uv.sh", "wheels.sh")
+    names = ("bytecode.py", "common.sh", "debian.sh", "packages.txt", "python-packages.txt", "uv.sh", "wheels.sh")
     files = [root / "docker/layers" / name for name in names] + [root / "docker/locks/uv.txt"]
     wheels = [root / "docker/locks" / variant.name / f"{layer}.txt" for layer in ("cuda", "torch")]
-    files += [path for path in wheels if path.is_file()] + sorted((root / debian.FOLDER).glob("*.txt"))
+    files += [path for path in wheels if path.is_file()] + sorted((root / debian.FOLDER).rglob("*.txt"))
     return digest_files(root, files, variant.base.image)
 
 

@@ -241,8 +241,8 @@ def read_layer(source: Readable) -> Layer:
 
 # --- what a layer is called -----------------------------------------------------------------------------------------
 
-# The steps of the Dockerfiles: `sh /run/system.sh …`, `sh /run/wheels.sh LAYER …`, `sh /run/devel.sh`, `… suite.sh …`.
-_STEP = re.compile(r"\bsh /run/(?:[\w/]+/)?(system|wheels|devel|suite)\.sh\b(?: ([a-z][a-z0-9-]{0,19})(?!\S))?")
+# The steps of the Dockerfiles: `sh /run/wheels.sh LAYER`, likewise debian.sh and merge.sh; devel.sh and suite.sh alone.
+_STEP = re.compile(r"\bsh /run/(?:[\w/]+/)?(debian|wheels|merge|devel|suite)\.sh\b(?: ([a-z][a-z0-9-]{0,19})(?!\S))?")
 # Instructions that make no layer; as a builder without BuildKit writes them, `/bin/sh -c #(nop)` stands before.
 _NO_LAYER = re.compile(
     r"(/bin/sh -c #\(nop\) +)?"
@@ -252,7 +252,7 @@ _NO_LAYER = re.compile(
 
 @dataclass(frozen=True)
 class LayerName:
-    """What a layer is called (base, system, cuda, torch, tools, devel, suite, else ``layer N``), and its step."""
+    """What a layer is called (base, python, cuda, torch, tools, suite and so on, else ``layer N``), and its step."""
 
     name: str
     step: str = ""
@@ -275,7 +275,7 @@ def name_layers(history: Sequence[Mapping[str, Any]], count: int) -> list[LayerN
         name = f"layer {index + 1}"
         if index < start:
             name = "base" if start == 1 else f"base {index + 1}"
-        elif match and match[1] != "wheels":
+        elif match and match[1] in ("devel", "suite"):
             name = match[1]
         elif match and match[2]:
             name = match[2]

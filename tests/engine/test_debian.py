@@ -178,12 +178,12 @@ def test_a_package_that_is_added_moves_no_other(
     before = debian.read(clone, "aarch64")
     assert before is not None
     assert resolve().packages == before.packages
-    with (clone / debian.REQUESTED).open("a") as file:
+    with (clone / debian.REQUESTED["system"]).open("a") as file:
         file.write("hello  # greets\n")
     after = resolve()
     assert {one.name for one in after.packages} - {one.name for one in before.packages} == {"hello"}
     assert set(before.packages) < set(after.packages)
-    (clone / debian.REQUESTED).write_text("no-such-package\n")
+    (clone / debian.REQUESTED["system"]).write_text("no-such-package\n")
     with pytest.raises(InputError, match=r"no-such-package.*The locks are unchanged"):
         resolve()
 

@@ -35,7 +35,7 @@ LOGINS = "anna:$2y$05$CoXVsA1t/at9D8B2.BFWlO75ArRYd9Sgo5.q0bAVgfUwDdLSuqpCS\n"
 DOCKERFILE = """ARG BASE={base}
 FROM ${{BASE}} AS system
 ARG SOURCE_DATE_EPOCH={epoch}
-RUN --mount=type=bind,source=docker/layers/system.sh,target=/run/system.sh sh /run/system.sh
+RUN --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh sh /run/debian.sh system
 FROM system AS tools
 ARG SOURCE_DATE_EPOCH={epoch}
 RUN --mount=type=bind,source=docker/layers/uv.sh,target=/run/uv.sh sh /run/uv.sh
@@ -150,11 +150,12 @@ def small(clone: Path, engine: Engine, image: dict[str, Any]) -> Path:
     base = next(line for line in (clone / "docker/cuda.Dockerfile").read_text().splitlines() if "ARG BASE=" in line)
     text = DOCKERFILE.format(base=base.partition("=")[2], epoch=EPOCH)
     (clone / "docker/cuda.Dockerfile").write_text(text)
-    (layers / "system.sh").write_text(LAYER.format(unique=uuid.uuid4(), seed=1, words=LARGE // 4))
+    (layers / "debian.sh").write_text(LAYER.format(unique=uuid.uuid4(), seed=1, words=LARGE // 4))
     (layers / "uv.sh").write_text(LAYER.format(unique=uuid.uuid4(), seed=2, words=MEDIUM // 4))
     (layers / "suite.sh").write_text(SUITE)
-    (layers / "packages.txt").write_text("")
-    for path in locks.iterdir():
+    for names in debian.REQUESTED.values():
+        (clone / names).write_text("")
+    for path in locks.rglob("*.txt"):
         lock = debian.parse(path.read_text(), path.name)
         alone = tuple(one for one in lock.packages if one.section == "base")
         path.write_text(replace(lock, packages=alone, requested=debian._digest([])).text())
@@ -462,7 +463,7 @@ def test_a_build_on_another_engine_takes_its_layers_from_the_registry(
 ) -> None:  # fmt: skip
     """What each step makes differs from run to run here, so equal layers were taken and not made."""
     server = serve()
-    for name in ("system.sh", "uv.sh"):
+    for name in ("debian.sh", "uv.sh"):
         script = anna.clone / "docker/layers" / name
         script.write_text(script.read_text() + "cat /proc/sys/kernel/random/uuid >/opt/once-$(date +%N)\n")
     built = anna.build()

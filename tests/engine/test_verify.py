@@ -201,9 +201,9 @@ def test_this_clones_image_is_what_its_lock_builds(invoke: Invoke, image: dict[s
 SMALL = """ARG BASE={base}
 FROM ${{BASE}} AS system
 ARG SOURCE_DATE_EPOCH={epoch}
-RUN --mount=type=bind,source=docker/layers/system.sh,target=/run/system.sh \\
+RUN --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \\
     --mount=type=cache,id={id},target=/tmp \\
-    sh /run/system.sh
+    sh /run/debian.sh system
 FROM system AS environment
 LABEL dev.torchdock.variant="cu130"
 """
@@ -228,7 +228,7 @@ def small(invoke: Invoke, clone: Path) -> Callable[..., Path]:
         base = next(line for line in path.read_text().splitlines() if line.startswith("ARG BASE=")).partition("=")[2]
         unique = str(uuid.uuid4())  # in the scripts too: a step's cache key does not hold the names of its cache mounts
         path.write_text(SMALL.format(base=base, epoch=EPOCH, id=f"torchdock-test-{unique}"))
-        script = clone / "docker/layers/system.sh"
+        script = clone / "docker/layers/debian.sh"
         script.write_text(f"touch /tmp/filled  # {unique}\n")
         done = invoke("build", "--variant", "cu130", "--json", cwd=clone)
         assert done.returncode == 0, done.stderr

@@ -55,11 +55,11 @@ HISTORY = [
     {"created": "2026-10-05T00:00:00Z", "created_by": "ADD rootfs.tar / # buildkit"},
     {"created_by": 'CMD ["bash"]', "empty_layer": True},
     {"created_by": "ARG SOURCE_DATE_EPOCH=1791158400", "empty_layer": True},
-    {"created_by": 'RUN |2 DEBIAN=locked SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/system.sh "$DEBIAN" # buildkit'},
+    {"created_by": 'RUN |2 DEBIAN=locked SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/debian.sh python "$DEBIAN" # buildkit'},
     {"created_by": "ARG VARIANT=cu130", "empty_layer": True},
     {"created_by": "RUN |2 VARIANT=cu130 /bin/sh -c sh /run/wheels.sh cuda /run/lock.txt # buildkit"},
     {"created_by": "RUN |2 VARIANT=cu130 SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/wheels.sh torch # buildkit"},
-    {"created_by": "RUN |2 VARIANT=cu130 SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/wheels.sh tools"},
+    {"created_by": "RUN |2 VARIANT=cu130 SOURCE_DATE_EPOCH=1 /bin/sh -c sh /run/merge.sh tools"},
     {"created_by": "LABEL dev.torchdock.variant=cu130", "empty_layer": True},
     {"created_by": "ENV PATH=/opt/venv/bin LANG=C.UTF-8", "empty_layer": True},
     {"created_by": "WORKDIR /workspace"},
@@ -113,6 +113,6 @@ def oci(layers: Sequence[bytes] = LAYERS, stored: bytes = STORED, more: Sequence
 def saved(*layers: bytes, **different: Any) -> SavedImage:
     """An image of these layers, read; ``different`` changes values of its configuration."""
     diff_ids = [digest(data) for data in layers]
-    history = [{"created_by": "ADD rootfs.tar /"}, {"created_by": "RUN sh /run/system.sh"}, *HISTORY[5:8]]
+    history = [{"created_by": "ADD rootfs.tar /"}, {"created_by": "RUN sh /run/debian.sh python locked"}, *HISTORY[5:8]]
     stored = json.dumps(config(*diff_ids, **{"history": history[: len(layers)], **different})).encode()
     return read_image(io.BytesIO(oci(layers, stored)), digest(stored), diff_ids, set(diff_ids))

@@ -27,7 +27,8 @@ NOTHING = Sources(None, ())
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What decides a base."""
-    for name in ("docker/base.Dockerfile", "docker/locks/debian/amd64.txt", "docker/locks/debian/arm64.txt"):
+    locked = [debian.file(architecture, layer) for architecture in debian.ARCHITECTURES for layer in debian.REQUESTED]
+    for name in (Path("docker/base.Dockerfile"), *locked):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path

@@ -196,7 +196,7 @@ def test_a_difference_is_told_by_layer() -> None:
     changed = tar(member("file1", b"other"))
     found = difference.compare("one", saved(*LAYERS), "two", saved(LAYERS[0], changed, LAYERS[2]))
     assert not found.equal
-    assert [(one.name, one.equal) for one in found.layers] == [("base", True), ("system", False), ("cuda", True)]
+    assert [(one.name, one.equal) for one in found.layers] == [("base", True), ("python", False), ("cuda", True)]
     assert [one.path for one in found.layers[1].differences] == ["file1"]
     assert found.config == ()
     document = json.loads(json.dumps(found.document()))

@@ -69,9 +69,11 @@ def test_two_clones_with_equal_content_agree_on_the_name(clone: Path) -> None:
         "docker/cuda.Dockerfile",
         "docker/entrypoint.sh",
         "docker/init.sh",
-        "docker/layers/system.sh",
+        "docker/layers/debian.sh",
         "docker/layers/packages.txt",
-        "docker/locks/debian/amd64.txt",
+        "docker/layers/python-packages.txt",
+        "docker/locks/debian/python/amd64.txt",
+        "docker/locks/debian/system/amd64.txt",
         "docker/locks/uv.txt",
         "docker/locks/cu130/tools.txt",
         "src/torchdock/__init__.py",
@@ -144,9 +146,10 @@ def test_every_file_that_the_dockerfile_mounts_decides_the_name(name: str) -> No
     files = {name for name in mounted if (ROOT / name).is_file()}
     assert {"docker/layers/wheels.sh", f"docker/locks/{name}/torch.txt", "docker/locks/uv.txt"} <= files
     assert files <= inputs
-    folders = {"docker/locks/debian", "src/torchdock", "tests/container"}  # the latter two are read by suite.sh, below
-    assert mounted - files - {f"docker/locks/{name}"} == folders
-    for folder in (f"docker/locks/{name}", "docker/locks/debian"):
+    locked = {"docker/locks/debian/python", "docker/locks/debian/system"}
+    read_by_suite = {"src/torchdock", "tests/container"}  # see below
+    assert mounted - files - {f"docker/locks/{name}"} == locked | read_by_suite
+    for folder in (f"docker/locks/{name}", *locked):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).iterdir()} <= inputs
     assert not re.search(r"^(COPY|ADD)\b", (ROOT / variant.dockerfile).read_text(), re.M)
 
@@ -161,7 +164,8 @@ def test_the_dockerfiles_share_their_common_stages() -> None:
         return {name: re.sub(drop, "", body, flags=re.M).strip() for name, body in found}
 
     cuda, cpu = stages("docker/cuda.Dockerfile"), stages("docker/cpu.Dockerfile")
-    assert list(cpu) == ["system", "uv", "torch", "tools", "configured", "environment"]
+    branches = ["python", "system", "uv", "torch", "tools"]
+    assert list(cpu) == [*branches, "merged", "recent", "configured", "environment"]
     assert {name: cuda[name] for name in cpu} == cpu
 
 
@@ -530,7 +534,7 @@ COLD = """\
 #4 [system 1/2] FROM docker.io/torchdock/base:trixie-2b0d8127fb09
 #4 CACHED
 
-#5 [system 2/2] RUN --mount=type=secret,id=ca     sh /run/system.sh /run/packages.txt
+#5 [system 2/2] RUN --mount=type=secret,id=ca     sh /run/debian.sh system locked
 #5 2.114 debconf: delaying package configuration
 #5 DONE 24.6s
 
@@ -869,10 +873,10 @@ def test_a_rebuild_needs_little_disk(
     ("name", "large"),
     [
         ("docker/layers/packages.txt", True),
-        ("docker/layers/system.sh", True),
+        ("docker/layers/debian.sh", True),
         ("docker/layers/wheels.sh", True),
         ("docker/layers/common.sh", True),
-        ("docker/locks/debian/amd64.txt", True),
+        ("docker/locks/debian/python/amd64.txt", True),
         ("docker/locks/uv.txt", True),
         ("docker/locks/cu130/cuda.txt", True),
         ("docker/locks/cu130/torch.txt", True),

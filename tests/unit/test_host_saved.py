@@ -115,7 +115,7 @@ def test_times_are_exact_to_the_nanosecond(record: str, expected: int) -> None:
 
 # --- what a layer is called ---
 
-NAMES = ["base", "system", "cuda", "torch", "tools", "layer 6", "suite"]
+NAMES = ["base", "python", "cuda", "torch", "tools", "layer 6", "suite"]
 
 Steps = Sequence["dict[str, Any]"]
 
@@ -135,7 +135,7 @@ def test_the_base_may_have_several_layers_and_run_steps() -> None:
     assert names([*base, *HISTORY[2:]], 8) == [
         "base 1",
         "base 2",
-        "system",
+        "python",
         "cuda",
         "torch",
         "tools",

@@ -138,7 +138,7 @@ SEEN = Contents(
     variant="cu130",
     architecture="amd64",
     created="2026-10-05T00:00:00Z",
-    steps=("debian", "RUN sh /run/system.sh", "RUN sh /run/suite.sh"),
+    steps=("debian", "RUN sh /run/debian.sh python locked", "RUN sh /run/suite.sh"),
     files={name: digest for name, digest in GIVEN.files.items() if name in GIVEN.suite} | {"constraints.txt": "9"},
     packages={"gcc": "14", "git": "2", "bash": "4", "dash": "1"},
 )

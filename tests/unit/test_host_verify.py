@@ -38,10 +38,10 @@ def test_people_read_a_line_a_layer_and_what_it_means(capsys: pytest.CaptureFixt
     text = shown(difference.compare("one", first, "two", second), capsys)
     lines = [line.split() for line in text.splitlines()]
     assert lines[0] == ["base", "equal", DIFF_IDS[0][7:19]]
-    assert lines[1][:2] == ["system", "differs"]
+    assert lines[1][:2] == ["python", "differs"]
     assert text.splitlines()[1].endswith(": 2 files (1 mode, 1 time)")
-    assert ["system", "a", "mode", "0600", "0644"] in lines
-    assert ["system", "b", "time", "2026-10-05T00:00:00Z", "1970-01-01T00:00:00Z"] in lines
+    assert ["python", "a", "mode", "0600", "0644"] in lines
+    assert ["python", "b", "time", "2026-10-05T00:00:00Z", "1970-01-01T00:00:00Z"] in lines
     assert ["created", '"then"', '"now"'] in lines
     assert f"{difference.MEANINGS['mode']}." in text and f"{difference.MEANINGS['time']}." in text
     assert difference.MEANINGS["content"] not in text

@@ -1,8 +1,10 @@
 #!/bin/sh
-# Layer "system": Debian packages. Usage: system.sh locked|drift
+# A layer of Debian packages. Usage: debian.sh LAYER locked|drift    (its lock is in /run/debian, its names /run/packages.txt)
+#   LAYER   python: what wheels are installed with, on the base;  system: everything else, on python
 #   locked  exactly the packages of docker/locks/debian, each by its SHA-256, from wherever it can be had
 #   drift   what the mirror carries today
 . /run/common.sh
+layer=$1
 lock=/run/debian/$(dpkg --print-architecture).txt
 requested=$(sed 's/#.*//' /run/packages.txt)
 marker=/tmp/started
@@ -32,9 +34,9 @@ missing() {
     done </tmp/wanted | awk 'NR <= 5 { printf "%s%s", (NR == 1 ? "" : ", "), $0 } END { if (NR > 5) printf " and %d more", NR - 5 }'
 }
 
-if [ "$1" = locked ]; then
+if [ "$2" = locked ]; then
     [ -s "$lock" ] || fail "there is no lock of Debian packages for this architecture (${lock##*/}); \`invoke lock\` writes it"
-    # Whatever base this is: afterwards every package of the lock is there in exactly its version.
+    # Whatever is below: afterwards every package of the lock is there in exactly its version.
     dpkg-query -W -f '${Package} ${Version}\n' >/tmp/have
     awk 'NR == FNR { have[$1] = $2; next } !/^#/ && have[$2] != $3 { print $2, $4, $5 }' /tmp/have "$lock" >/tmp/wanted
     if [ -e /run/secrets/offline ]; then
@@ -69,7 +71,7 @@ if [ "$1" = locked ]; then
         fi
         fail "Debian packages could not be downloaded: $absent"
     fi
-    echo "torchdock: source: Debian packages: $near from the mirror, $(($(ls /tmp/debs | wc -l) - near)) from the snapshot"
+    echo "torchdock: source: Debian packages ($layer): $near from the mirror, $(($(ls /tmp/debs | wc -l) - near)) from the snapshot"
     # shellcheck disable=SC2086
     quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends --allow-downgrades /tmp/debs/*.deb
     dpkg-query -W -f '${Package} ${Version}\n' >/tmp/have
@@ -77,7 +79,7 @@ if [ "$1" = locked ]; then
     [ ! -s /tmp/wrong ] || fail "these packages are not installed as locked: $(tr '\n' ',' </tmp/wrong)"
     # What nobody asked for by name may go again with what needed it.
     echo "$requested" | tr -s ' \n' '\n' >/tmp/requested
-    awk 'NR == FNR { asked[$1]; next } $1 == "system" && !($2 in asked) { print $2 }' /tmp/requested "$lock" >/tmp/auto
+    awk 'NR == FNR { asked[$1]; next } /^(python|system) / && !($2 in asked) { print $2 }' /tmp/requested "$lock" >/tmp/auto
     quietly xargs apt-mark auto </tmp/auto
 else
     if [ -s /run/secrets/apt-mirror ]; then
@@ -90,20 +92,33 @@ else
     quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends $requested
 fi
 
-# The caller's UID is not known when an image is built: the entrypoint writes its entry here (see nsswitch.conf(5)).
-sed -i -e 's/^passwd:.*/passwd: files extrausers/' -e 's/^group:.*/group: files extrausers/' /etc/nsswitch.conf
-mkdir -p /var/lib/extrausers
-for file in passwd group; do : >"/var/lib/extrausers/$file"; chmod 0666 "/var/lib/extrausers/$file"; done
+case $layer in
+    python)
+        # World-writable with the sticky bit, as /tmp: whoever runs the container gets a HOME, caches and a workspace.
+        mkdir -p /cache /workspace
+        chmod 1777 /home /cache /workspace
+        # The environment. Its folders are writable to whoever runs the container, so that `pip install` just works.
+        (umask 0; python3 -m venv --without-pip /opt/venv)
+        ;;
+    system)
+        # The caller's UID is not known when an image is built: the entrypoint writes its entry here (nsswitch.conf(5)).
+        sed -i -e 's/^passwd:.*/passwd: files extrausers/' -e 's/^group:.*/group: files extrausers/' /etc/nsswitch.conf
+        mkdir -p /var/lib/extrausers
+        for file in passwd group; do : >"/var/lib/extrausers/$file"; chmod 0666 "/var/lib/extrausers/$file"; done
+        ;;
+esac
 
-# World-writable with the sticky bit, as /tmp: whoever runs the container gets a HOME, caches and a workspace.
-mkdir -p /cache /workspace
-chmod 1777 /home /cache /workspace
-
-# The environment. Its folders are writable to whoever runs the container, so that `pip install` just works.
-(umask 0; python3 -m venv --without-pip /opt/venv)
-
-# One time stamp for all that was written, the folders that mounts hid included.
-find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp \) -prune \
-    -o -newer "$marker" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 rm -f /run/adduser # a lock file of adduser's
+# written TEST: what this step has written, by -newer (contents) or -cnewer (anything); not what mounts put in its place.
+written() {
+    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /var/cache -o -path /var/log \
+        -o -path /var/lib/apt/lists -o -path /etc/hosts -o -path /etc/hostname -o -path /etc/resolv.conf \) -prune \
+        -o "$1" "$marker" -print0
+}
+# One time stamp for all that was written.
+written -newer | xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH"
 touch -d "@$SOURCE_DATE_EPOCH" /var/lib/apt /var/lib /var / /etc /root /run
+if [ "$layer" = system ]; then # for merge.sh: this layer is made beside the wheels, and put on top of them
+    written -cnewer | sed -z 's|^/||; /^$/d' >/tmp/written
+    mv /tmp/written /written
+fi
