@@ -58,6 +58,13 @@ def stages(everything: bool) -> dict[str, list[list[str]]]:
     }
 
 
+def make_coverage_folder(state: Path) -> None:
+    """Where what was measured goes; as in /tmp, of every user: some tests run `invoke` as another one."""
+    folder = state / "coverage"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o1777)
+
+
 @contextmanager
 def second_clone() -> Iterator[Path]:
     """This tree once more, with the tools and the build records of this one; removed afterwards."""
@@ -67,7 +74,7 @@ def second_clone() -> Iterator[Path]:
         clone = Path(folder) / "clone"
         shutil.copytree(ROOT, clone, symlinks=True, ignore=unwanted)
         (clone / ".venv").symlink_to(ROOT / ".venv")
-        (clone / ".torchdock" / "coverage").mkdir(parents=True)
+        make_coverage_folder(clone / ".torchdock")
         if (STATE / "builds").is_dir():
             shutil.copytree(STATE / "builds", clone / ".torchdock" / "builds")
         yield clone
@@ -118,7 +125,8 @@ def one_after_the_other(name: str, commands: list[list[str]]) -> int:
 def side_by_side(name: str, first: list[str], second: list[str]) -> int:
     """Two commands at the same time, the second in a clone of its own, its output after that of the first."""
     with second_clone() as clone, tempfile.TemporaryFile() as log:
-        # A folder of its own for temporary files: what is tidied up at its end are clones in there.
+        # A folder of its own for temporary files, which goes with all that is left in there; by it the tests know that
+        # this clone goes too, and with it the note that it uses the image.
         beside = begin(name, second, clone, log, TMPDIR=str(clone.parent))
         try:
             code = begin(name, first).end()
@@ -154,7 +162,7 @@ def main() -> int:
     chosen = parser.parse_args()
     # Started with `&` by a script, it would be ignored, and so in every program whose Ctrl-C is tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    (STATE / "coverage").mkdir(parents=True, exist_ok=True)
+    make_coverage_folder(STATE)
     for old in (*STATE.glob("coverage/data*"), *(STATE / name for name in JUNIT)):
         old.unlink(missing_ok=True)
     started = time.monotonic()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import docker.errors
 import pytest
 
 from torchdock import engine as engines
+from torchdock import uses
+from torchdock.state import CloneState
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv" / "bin" / "python"
@@ -67,14 +69,13 @@ def invoke() -> Invoke:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def notes_of_test_clones(engine: engines.Engine) -> Iterator[None]:
-    """The notes that clones of the tests use an image go with these clones."""
+def no_clone_leaves_anything(engine: engines.Engine) -> Iterator[None]:
+    """What clones left that no test tidied up. Of this run alone: others keep clones below the same folder."""
     yield
-    for volume in engine.client.volumes.list(filters={"label": "dev.torchdock.use"}):
-        root = volume.attrs["Labels"].get("dev.torchdock.root", "")
-        if root.startswith(tempfile.gettempdir()):
-            with suppress(docker.errors.NotFound):  # gone with its clone in a run beside this one
-                volume.remove()
+    for root in tuple(COPIES):
+        tidy(engine, root)
+    if ROOT.parent == Path(tempfile.gettempdir()).resolve():  # that of tests/run.py, gone after this run
+        forget_uses(engine, CloneState(ROOT).clone)
 
 
 def base_of(engine: engines.Engine, image: dict[str, Any]) -> str:
@@ -95,8 +96,15 @@ def image(invoke: Invoke) -> dict[str, Any]:
     return document
 
 
+COPIES: list[Path] = []  # the clones of this run that were not tidied up yet
+
+
 def copy_tree(target: Path) -> Path:
-    """A second clone of this tree in a new folder, sharing the tools in .venv."""
+    """A second clone of this tree in a new folder, sharing the tools in .venv.
+
+    Whoever makes it calls :func:`tidy` before the folder goes; at the end of the run that is done for the rest.
+    """
+    COPIES.append(target)
     target.mkdir()
     target.chmod(0o755)
     for name in TREE:
@@ -127,25 +135,42 @@ def open_clone(target: Path, tools: Path) -> Path:
 @pytest.fixture
 def clone(tmp_path: Path, engine: engines.Engine) -> Iterator[Path]:
     """A second clone; what was launched or built from it is removed."""
-    target = copy_tree(tmp_path / "clone")
-    yield target
-    from torchdock.state import CloneState
+    with temporary_clone(engine, tmp_path / "clone") as target:
+        yield target
 
-    state = CloneState(target)
+
+@contextmanager
+def temporary_clone(engine: engines.Engine, target: Path) -> Iterator[Path]:
+    """A second clone in a new folder; what was launched or built from it is removed."""
+    try:
+        yield copy_tree(target)
+    finally:
+        tidy(engine, target)
+
+
+def tidy(engine: engines.Engine, root: Path) -> None:
+    """Remove what a clone of the tests launched and built, and its notes; an image that another clone uses stays.
+
+    To be called while its folder is there: that has the build records, and what a clone that is gone has noted is
+    anybody's of the same user to `clean`.
+    """
+    state = CloneState(root)
     for found in engine.containers([f"dev.torchdock.clone={state.clone}"]):
         engine.remove_container(found["Id"])
+    tags = [tag for row in engine.client.api.images() for tag in row.get("RepoTags") or ()]
+    built = {record["image"] for record in state.records()}
+    built |= {tag for tag in tags if tag.endswith(f"-{state.clone}")}  # without Python, or by `verify`
     kept = {record["image"] for record in CloneState(ROOT).records()}
-    for record in state.records():
-        if record["image"] not in kept:
-            with suppress(docker.errors.ImageNotFound):  # a test has removed it
-                engine.client.images.remove(record["image"], force=True)
+    kept |= {use.image for use in uses.gather(engine) if use.clone != state.clone}
+    for image in built.intersection(tags) - kept:
+        with suppress(docker.errors.ImageNotFound):  # a run beside this one made the same, and removed it
+            engine.client.images.remove(image, force=True, noprune=True)
     forget_uses(engine, state.clone)
+    COPIES.remove(root)
 
 
 def forget_uses(engine: engines.Engine, clone: str) -> None:
     """Remove what a clone told the engine about the images that it uses."""
-    from torchdock import uses
-
     for use in uses.gather(engine):
         if use.clone == clone:
             engine.client.api.remove_volume(use.volume)
@@ -154,8 +179,6 @@ def forget_uses(engine: engines.Engine, clone: str) -> None:
 @pytest.fixture
 def leftovers(engine: engines.Engine) -> Callable[[str], Sequence[str]]:
     """Names of the containers of this clone with a role that are still there, in whatever state."""
-    from torchdock.state import CloneState
-
     labels = [f"dev.torchdock.clone={CloneState(ROOT).clone}"]
 
     def names(role: str) -> Sequence[str]:

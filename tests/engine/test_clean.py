@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ import docker
 import pexpect
 import pytest
 
-from tests.engine.conftest import argv, copy_tree, forget_uses
-from torchdock import clean, container, uses
+from tests.engine.conftest import argv, copy_tree, tidy
+from torchdock import clean, container, lifeline, uses
 from torchdock import engine as engines
 from torchdock.engine import Engine
 from torchdock.state import CloneState
 
-OTHER = 54321  # a user of this machine without a passwd entry
+# Users of this machine without a passwd entry, whom no other test makes: `clean` acts on all images of a user whose
+# clones are gone, and the user who runs these tests has some.
+OWNER, OTHER = 54322, 54321
 
 pytestmark = pytest.mark.usefixtures("image")
 
@@ -44,17 +46,38 @@ class Person:
         """The state folder of the clone."""
         return CloneState(self.root)
 
-    def run(self, words: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of this user's commands."""
+        return {**os.environ, "HOME": str(self.root), "PYTHONPATH": "src"}
+
+    def words(self, words: list[str]) -> list[str]:
+        """A command as this user types it."""
+        # To read the tools in .venv and nothing else: they may lie below a folder of root's.
+        right = "+dac_read_search"
+        group = str(os.stat("/var/run/docker.sock").st_gid)
+        become = ["setpriv", "--reuid", str(self.uid), "--regid", str(self.uid), "--groups", group]
+        return [*become, "--inh-caps", right, "--ambient-caps", right, *words]
+
+    def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
         """A command as this user, in the clone."""
-        if self.uid:
-            # To read the tools in .venv and nothing else: they may lie below a folder of root's.
-            right = "+dac_read_search"
-            group = str(os.stat("/var/run/docker.sock").st_gid)
-            become = ["setpriv", "--reuid", str(self.uid), "--regid", str(self.uid), "--groups", group]
-            words = [*become, "--inh-caps", right, "--ambient-caps", right, *words]
-        environment = {**os.environ, "HOME": str(self.root), "PYTHONPATH": "src"}
-        given = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 300}
-        return subprocess.run(words, cwd=self.root, env=environment, **{**given, **more})
+        return subprocess.run(
+            self.words(words), cwd=self.root, env=self.environment, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=300,
+        )  # fmt: skip
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """While this lasts this process is the user's: the real user ID, by which torchdock knows who calls.
+
+        The effective one remains, and with it the engine's socket, which is read here as root.
+        """
+        mine = os.getresuid()
+        os.setresuid(self.uid, -1, -1)
+        try:
+            yield
+        finally:
+            os.setresuid(*mine)
 
     def clean(self, *options: str, code: int = 0) -> dict[str, Any]:
         """The document of `invoke clean`."""
@@ -70,35 +93,30 @@ class Person:
 
     def use(self, tag: str, base: str = "") -> None:
         """Say that this user and clone use an image, as a launch does."""
-        if self.uid == os.getuid():
+        with self.acting():
             assert uses.mark(engines.require(), self.state, tag, base) == ""
-            return
-        program = (
-            "import sys, pathlib; from torchdock import engine, state, uses\n"
-            "why = uses.mark(engine.require(), state.CloneState(pathlib.Path.cwd()), *sys.argv[1:])\n"
-            "assert not why, why"
-        )
-        done = self.run([argv()[0], "-c", program, tag, base])
-        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
 def people(engine: Engine) -> Iterator[tuple[Person, Person, Person]]:
-    """Root's two clones, and one of another user; nothing of theirs is left afterwards."""
+    """Two clones of one user, and one of another; nothing of theirs is left afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="torchdock-test-"))
     folder.chmod(0o755)
-    found = tuple(Person(uid, copy_tree(folder / name)) for uid, name in ((0, "a"), (0, "b"), (OTHER, "other")))
-    subprocess.run(["chown", "-R", f"{OTHER}:{OTHER}", str(folder / "other")], check=True)
-    yield found  # type: ignore[misc]
-    for person in found:
-        for row in engine.containers([f"dev.torchdock.clone={person.state.clone}"]):
-            engine.remove_container(row["Id"])
-        forget_uses(engine, person.state.clone)
-        for record in person.state.records():
-            remove_image(engine, record["image"])
-    with suppress(docker.errors.NotFound):
-        engine.client.api.remove_volume(f"torchdock-cache-{OTHER}", force=True)
+    a, b, other = settle(OWNER, folder / "a"), settle(OWNER, folder / "b"), settle(OTHER, folder / "other")
+    yield a, b, other
+    for person in (a, b, other):
+        tidy(engine, person.root)
+    for uid in (OWNER, OTHER):
+        with suppress(docker.errors.NotFound):
+            engine.client.api.remove_volume(f"torchdock-cache-{uid}", force=True)
+        shutil.rmtree(lifeline.FOLDERS / f"torchdock-{uid}", ignore_errors=True)
     shutil.rmtree(folder)
+
+
+def settle(uid: int, root: Path) -> Person:
+    """Give somebody a clone."""
+    subprocess.run(["chown", "-R", f"{uid}:{uid}", str(copy_tree(root))], check=True)
+    return Person(uid, root)
 
 
 def remove_image(engine: Engine, tag: str) -> None:
@@ -210,14 +228,16 @@ def test_what_is_taken_into_use_after_the_plan_stays(
     used, held, anew, second = (make("torchdock/cu130", MB) for _ in range(4))
     for tag in (used, held, anew):
         a.use(tag)
-    labels = {"dev.torchdock.user": "0", "dev.torchdock.clone": a.state.clone, "dev.torchdock.role": "job"}
-    name = stranger(image["image"], "sleep", "600", name=f"torchdock-root-{uuid.uuid4().hex[:6]}", labels=labels)
+    labels = {"dev.torchdock.user": str(OWNER), "dev.torchdock.clone": a.state.clone, "dev.torchdock.role": "job"}
+    name = stranger(image["image"], "sleep", "600", name=f"torchdock-user-{uuid.uuid4().hex[:6]}", labels=labels)
     job = engine.client.containers.get(name)
     job.start()
     job.kill()
     wait_until_ended(engine, name)
     wishes = clean.Wishes(images=True, keep=0)
-    facts = clean.gather(engine, a.state, container.identity(engine), wishes)
+    with a.acting():
+        facts = clean.gather(engine, a.state, container.identity(engine), wishes)
+    assert facts.uid == OWNER
     planned = clean.plan(facts, wishes)
     assert {item.name for item in planned.items} == {used, held, anew, name}
 
@@ -225,7 +245,8 @@ def test_what_is_taken_into_use_after_the_plan_stays(
     other = stranger(held, "true")
     engine.client.images.get(second).tag(*anew.split(":"))
     job.start()
-    done, kept = clean.remove(engine, a.state, facts, planned)
+    with a.acting():
+        done, kept = clean.remove(engine, a.state, facts, planned)
     assert done == []
     why = {item.name: item.why for item in kept}
     assert why[used] == f"used by your clone {b.root}"
@@ -260,7 +281,7 @@ def test_a_launch_says_that_it_uses_the_image_and_old_builds_are_told(
     shared = image["image"]
     assert a.run(argv("run", "--", "true")).returncode == 0
     (use,) = [use for use in uses.gather(engine) if use.clone == a.state.clone]
-    assert (use.image, use.uid, use.root, use.base) == (shared, 0, a.root, image["base"])
+    assert (use.image, use.uid, use.root, use.base) == (shared, OWNER, a.root, image["base"])
     built = []
     for number in range(2):
         (a.root / "tests/container/note.py").write_text(f"# {number}\n")
@@ -281,10 +302,11 @@ def test_a_launch_says_that_it_uses_the_image_and_old_builds_are_told(
 def test_marking_a_use_again_takes_no_time(engine: Engine, people: tuple[Person, Person, Person]) -> None:
     state = people[0].state
     seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        assert uses.mark(engine, state, "torchdock/cu130:x", "") == ""
-        seconds.append(time.perf_counter() - started)
+    with people[0].acting():
+        for _ in range(5):
+            started = time.perf_counter()
+            assert uses.mark(engine, state, "torchdock/cu130:x", "") == ""
+            seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.03
     assert len([use for use in uses.gather(engine) if use.clone == state.clone]) == 1
 
@@ -301,11 +323,11 @@ def test_containers_of_others_and_what_runs_stay(
     runs = a.job(f"runs-{unique}", saving)
     in_b, of_other = b.job(f"in-b-{unique}", "true"), other.job(f"other-{unique}", "echo hi")
     labels = {f"dev.torchdock.{key}": value for key, value in
-              (("user", "0"), ("clone", a.state.clone), ("role", "run"))}  # fmt: skip
+              (("user", str(OWNER)), ("clone", a.state.clone), ("role", "run"))}  # fmt: skip
     forged = stranger(image["image"], "true", name=f"torchdock-other-{unique}",
                       labels={**labels, "dev.torchdock.user": str(OTHER)})  # fmt: skip
     inherited = stranger(image["image"], "true", name=f"project-{unique}", labels=labels)
-    plain = stranger(image["image"], "true", name=f"torchdock-root-plain-{unique}")
+    plain = stranger(image["image"], "true", name=f"torchdock-user-plain-{unique}")
     everything = {ended, runs, in_b, of_other, forged, inherited, plain}
     for name in (ended, in_b, of_other):
         wait_until_ended(engine, name)
@@ -335,13 +357,15 @@ def test_a_terminal_is_asked_before_a_jobs_output_goes(
     people: tuple[Person, Person, Person], engine: Engine, image: dict[str, Any], stranger: Callable[..., str]
 ) -> None:
     a = people[0]
-    labels = {"dev.torchdock.user": "0", "dev.torchdock.clone": a.state.clone, "dev.torchdock.role": "job"}
-    name = stranger(image["image"], "true", name=f"torchdock-root-{uuid.uuid4().hex[:6]}", labels=labels)
+    labels = {"dev.torchdock.user": str(OWNER), "dev.torchdock.clone": a.state.clone, "dev.torchdock.role": "job"}
+    name = stranger(image["image"], "true", name=f"torchdock-user-{uuid.uuid4().hex[:6]}", labels=labels)
     engine.client.containers.get(name).start()
     wait_until_ended(engine, name)
     for answer, code, left in (("n", 1, True), ("y", 0, False)):
-        words = argv("clean")
-        child = pexpect.spawn(words[0], words[1:], cwd=str(a.root), dimensions=(40, 200), encoding="utf-8", timeout=60)
+        words = a.words(argv("clean"))
+        child = pexpect.spawn(
+            words[0], words[1:], cwd=str(a.root), env=a.environment, dimensions=(40, 200), encoding="utf-8", timeout=60
+        )
         child.expect(r"job: Exited \(0\)")
         child.expect(r"Remove\? \[y/N\] ")
         child.sendline(answer)
@@ -361,8 +385,7 @@ def test_the_cache_goes_when_no_clone_of_the_user_uses_it(
     name = other.job(f"cache-{unique}", "head -c 5000000 /dev/urandom >/cache/x")
     wait_until_ended(engine, name)
     assert engine.client.api.inspect_volume(cache)["Labels"] == {"dev.torchdock.user": str(OTHER)}
-    second = Person(OTHER, copy_tree(other.root.parent / "second"))
-    subprocess.run(["chown", "-R", f"{OTHER}:{OTHER}", str(second.root)], check=True)
+    second = settle(OTHER, other.root.parent / "second")
     kept = {item["name"]: item["why"] for item in second.clean("--cache")["kept"]}
     assert kept == {cache: f"the container {name} uses it"}
     refused = other.clean("--cache", code=2)["stderr"]

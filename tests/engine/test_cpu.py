@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests import indexes
-from tests.engine.conftest import ROOT, copy_tree
+from tests.engine.conftest import ROOT, temporary_clone
 from torchdock import locks, variants
 from torchdock.engine import Engine
 from torchdock.state import CloneState
@@ -55,17 +55,12 @@ def invoke(clone: Path, env: dict[str, str], *words: str) -> subprocess.Complete
 @pytest.fixture(scope="module")
 def clone(engine: Engine, env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A clone with a lock of the CPU variant that was made for the stand-ins."""
-    target = copy_tree(tmp_path_factory.mktemp("cpu") / "clone")
-    shutil.rmtree(target / "docker/locks/cpu")
-    done = invoke(target, env, "lock", "--variant", "cpu")
-    assert done.returncode == 0, done.stderr
-    change(target / "docker/locks/cpu/torch.txt", target)
-    yield target
-    state = CloneState(target)
-    for found in engine.containers([f"dev.torchdock.clone={state.clone}"]):
-        engine.remove_container(found["Id"])
-    for record in state.records():
-        engine.client.images.remove(record["image"], force=True)
+    with temporary_clone(engine, tmp_path_factory.mktemp("cpu") / "clone") as target:
+        shutil.rmtree(target / "docker/locks/cpu")
+        done = invoke(target, env, "lock", "--variant", "cpu")
+        assert done.returncode == 0, done.stderr
+        change(target / "docker/locks/cpu/torch.txt", target)
+        yield target
 
 
 @pytest.fixture(scope="module")
@@ -132,19 +127,19 @@ def test_the_token_is_nowhere(clone: Path, image: dict[str, Any], engine: Engine
     assert not [text for text in (history, kept, locked) if "hunter2" in text]
 
 
-def other_clone(clone: Path, folder: Path) -> Path:
+@pytest.fixture
+def other(clone: Path, engine: Engine, tmp_path: Path) -> Iterator[Path]:
     """Another clone with the same lock."""
-    other = copy_tree(folder / "clone")
-    shutil.copytree(clone / "docker/locks/cpu", other / "docker/locks/cpu", dirs_exist_ok=True)
-    change(other / "docker/locks/cpu/torch.txt", folder)
-    return other
+    with temporary_clone(engine, tmp_path / "clone") as target:
+        shutil.copytree(clone / "docker/locks/cpu", target / "docker/locks/cpu", dirs_exist_ok=True)
+        change(target / "docker/locks/cpu/torch.txt", tmp_path)
+        yield target
 
 
 def test_a_wheel_that_is_not_the_locked_one_is_refused_by_name(
-    clone: Path, env: dict[str, str], image: dict[str, Any], tmp_path: Path
+    other: Path, env: dict[str, str], image: dict[str, Any]
 ) -> None:
     """The index gives other bytes under the same name: the build fails, and the image that is there stays."""
-    other = other_clone(clone, tmp_path)
     with indexes.serve(token="anna:hunter2") as liar:
         for machine in ("x86_64", "aarch64"):
             tag = f"cp313-cp313-manylinux_2_28_{machine}"
@@ -161,25 +156,20 @@ def test_a_wheel_that_is_not_the_locked_one_is_refused_by_name(
 
 
 def test_credentials_may_be_in_netrc(
-    clone: Path, env: dict[str, str], index: indexes.Index, engine: Engine, tmp_path: Path
+    other: Path, env: dict[str, str], index: indexes.Index, engine: Engine, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login anna password hunter2\n")
     netrc.chmod(0o600)
-    other = other_clone(clone, tmp_path)
     given = {**env, "TORCHDOCK_TORCH_INDEX": index.url("whl"), "NETRC": str(netrc)}
     done = invoke(other, given, "build", "--cpu", "--json")
     assert done.returncode == 0, done.stderr
     name = json.loads(done.stdout)["image"]
     history = json.dumps(engine.client.images.get(name).history())
-    engine.client.images.remove(name, force=True)
     assert "hunter2" not in history + done.stderr + (other / ".torchdock/logs/build-cpu.log").read_text()
 
 
-def test_a_token_that_is_refused_fails_with_its_remedy(
-    clone: Path, env: dict[str, str], index: indexes.Index, tmp_path: Path
-) -> None:
-    other = other_clone(clone, tmp_path)
+def test_a_token_that_is_refused_fails_with_its_remedy(other: Path, env: dict[str, str], index: indexes.Index) -> None:
     mirror = index.url("whl", credentials="anna:hunter3")
     done = invoke(other, {**env, "TORCHDOCK_TORCH_INDEX": mirror}, "build", "--cpu")
     assert done.returncode == 1, done.stderr

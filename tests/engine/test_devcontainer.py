@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import ROOT, copy_tree, forget_uses
+from tests.engine.conftest import ROOT, copy_tree, tidy
 from tests.fakes import GIB, FakeDriver, FakeGpu, new_uuid, write_program
 from torchdock import lease
 from torchdock.engine import Engine
@@ -127,18 +127,13 @@ def opened(cli: Path, tmp_path: Path, engine: Engine, image: dict[str, Any]) -> 
 
     yield make
     for one in made:
-        clone = CloneState(one.folder).clone
-        for found in engine.containers([f"dev.torchdock.clone={clone}"]):
-            networks = list(found["NetworkSettings"]["Networks"])
-            engine.remove_container(found["Id"])
-            for network in networks:
-                engine.client.networks.get(network).remove()
-        for volume in engine.client.volumes.list(filters={"label": f"dev.torchdock.clone={clone}"}):
+        label = f"dev.torchdock.clone={CloneState(one.folder).clone}"
+        networks = {name for found in engine.containers([label]) for name in found["NetworkSettings"]["Networks"]}
+        tidy(engine, one.folder)
+        for network in networks:
+            engine.client.networks.get(network).remove()
+        for volume in engine.client.volumes.list(filters={"label": label}):
             volume.remove()
-        forget_uses(engine, clone)
-        for tag in [tag for found in engine.client.api.images() for tag in found.get("RepoTags") or ()]:
-            if tag.endswith(f":devcontainer-{one.user}-{clone}"):
-                engine.client.images.remove(tag, noprune=True)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
