@@ -1419,6 +1419,8 @@ def test(
     images="also images that nobody else uses, but for the newest of each variant",
     keep="how many images of each variant stay (default: 1, this tree's if it is there)",
     cache="also your cache volume, which all your clones share",
+    build_cache="also what torchdock's builds, anybody's, left in BuildKit's cache and no image stands on",
+    all="everything: --running --images --keep 0 --cache --build-cache",
     yes="do not ask before something goes that cannot be had again",
 )
 def clean(
@@ -1427,6 +1429,8 @@ def clean(
     images: bool = False,
     keep: str | None = None,
     cache: bool = False,
+    build_cache: bool = False,
+    all: bool = False,
     yes: bool = False,
     json: bool = False,
     dry_run: bool = False,
@@ -1435,16 +1439,18 @@ def clean(
     with task_run(json) as reporter:
         from rich.filesize import decimal
 
+        from torchdock import buildcache, container
         from torchdock import clean as cleaning
-        from torchdock import container
         from torchdock import engine as engines
         from torchdock.errors import InputError
 
+        images = images or all
         if keep is not None and not (keep.isascii() and keep.isdigit()):
             raise InputError(f"--keep {keep}: how many images of each variant stay is a number, such as 2.")
         if keep is not None and not images:
             raise InputError("--keep says how many images stay, and without --images all do: add --images.")
-        wishes = cleaning.Wishes(running, images, cleaning.KEEP if keep is None else int(keep), cache)
+        left = (0 if all else cleaning.KEEP) if keep is None else int(keep)
+        wishes = cleaning.Wishes(running or all, images, left, cache or all, build_cache or all)
         engine = engines.require()
         state = _state()
         current = _current_images(engine) if images else ()
@@ -1467,11 +1473,11 @@ def clean(
         total = planned.bytes if dry_run else sum(item.bytes or 0 for item in done)
         if done:
             reporter.good(f"Removed {len(done)} of {len(planned.items)}, {decimal(total)}")
-        if any(item.what == "image" for item in done):
-            spare = decimal(cleaning.cached_bytes(engine))
+        if any(item.what == "image" for item in done) and not wishes.build_cache:
+            spare = decimal(buildcache.spare(buildcache.gather(engine)))
             reporter.say(
-                f"BuildKit's cache, which all users share, now holds {spare} that no image needs, for the next build: "
-                "`docker builder prune` gives that back too"
+                f"BuildKit's cache, which all users share, holds {spare} of torchdock's builds that no image needs, "
+                "for the next build: `invoke clean --build-cache` gives that back too"
             )
         reporter.document(
             {

@@ -23,7 +23,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from torchdock import uses
+from torchdock import buildcache, uses
+from torchdock.buildcache import Record
 from torchdock.console import Reporter
 from torchdock.container import LABEL, STOP_SECONDS, UNBORN_SECONDS, Identity
 from torchdock.engine import Engine
@@ -36,7 +37,7 @@ from torchdock.uses import Use
 KEEP = 1  # the newest images of a variant that `--images` leaves: one goes on working where one is
 ENDED = ("exited", "dead", "created")
 ORPHAN = "no clone is known to use it"
-COUNTING_SECONDS = 600  # the engine walks through every volume for the size of one
+STEPS_USED = "a build uses, or a step that is not torchdock's stands on"
 KEPT_FOLDERS = ("reports", "logs")
 
 
@@ -48,12 +49,14 @@ class Wishes:
         running: containers that run, too.
         images: images, but for the ``keep`` newest of each variant.
         cache: the cache volume, which all clones of the user share.
+        build_cache: what torchdock's builds left in BuildKit's cache, which all users share.
     """
 
     running: bool = False
     images: bool = False
     keep: int = KEEP
     cache: bool = False
+    build_cache: bool = False
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -112,6 +115,7 @@ class Facts:
         uses: everybody's; ``gone`` are clones whose folder was removed.
         records: images that this clone built, with the base each stands on (or an empty string).
         current: the images of this clone's files as they are now.
+        steps: the records of BuildKit's cache, everybody's; none where they are not asked about.
     """
 
     uid: int
@@ -124,6 +128,7 @@ class Facts:
     current: frozenset[str] = frozenset()
     cache: Volume | None = None
     entries: tuple[Entry, ...] = ()
+    steps: tuple[Record, ...] = ()
 
     def others(self, image: str) -> list[Use]:
         """Who else uses an image, or a base: other users, and this user's other clones."""
@@ -158,6 +163,7 @@ def gather(engine: Engine, state: CloneState, who: Identity, wishes: Wishes, cur
         current=frozenset(current),
         cache=_cache(engine, f"torchdock-cache-{who.uid}") if wishes.cache else None,
         entries=tuple(_entries(state)),
+        steps=buildcache.gather(engine) if wishes.build_cache else (),
     )
 
 
@@ -229,22 +235,9 @@ def _cache(engine: Engine, name: str) -> Volume | None:
     except docker.errors.NotFound:
         return None
     # Nobody but root may look into the engine's folder, so the engine has to count.
-    rows = _disk_use(engine, "volume", "Volumes")
+    rows = engine.disk_use("volume")
     size = next(((row.get("UsageData") or {}).get("Size", -1) for row in rows if row["Name"] == name), -1)
     return Volume(name, labels, size if size >= 0 else None)
-
-
-def cached_bytes(engine: Engine) -> int:
-    """What BuildKit's cache holds that no image shares: with an image's last name its layers become that."""
-    return sum(row["Size"] for row in _disk_use(engine, "build-cache", "BuildCache") if not row["Shared"])
-
-
-def _disk_use(engine: Engine, kind: str, key: str) -> list[dict[str, Any]]:
-    """``docker system df`` for one kind of thing: for all of them it takes minutes where volumes are large."""
-    api = engine.client.api
-    url = f"{api.base_url}/v{api.api_version}/system/df"
-    told = api.get(url, params={"type": kind}, timeout=COUNTING_SECONDS)
-    return list((told.json().get(key) if told.ok else None) or ())
 
 
 def _entries(state: CloneState) -> Iterable[Entry]:
@@ -279,11 +272,12 @@ class Item:
     """Something that goes, or stays.
 
     Attributes:
-        what: ``container``, ``image``, ``cache``, ``reports`` or ``logs``.
+        what: ``container``, ``image``, ``build-cache``, ``cache``, ``reports`` or ``logs``.
         bytes: what its removal gives back; None where that cannot be told.
         why: what it is; where it stays, why.
         id: of the container or image.
         paths: the files and folders it consists of.
+        steps: the records of BuildKit's cache that it consists of, each before what it stands on.
         dear: it cannot be had again, or at a price: a person has to say yes.
     """
 
@@ -293,6 +287,7 @@ class Item:
     why: str
     id: str = ""
     paths: tuple[Path, ...] = ()
+    steps: tuple[Record, ...] = ()
     dear: bool = False
     running: bool = False
 
@@ -320,7 +315,9 @@ def plan(facts: Facts, wishes: Wishes) -> Plan:
     items, kept = _plan_containers(facts, wishes)
     left = [one for one in facts.containers if one.id not in {item.id for item in items}]
     given_up: tuple[Use, ...] = ()
-    for more, stays, marks in (_plan_images(facts, wishes, left), _plan_cache(facts, left), _plan_files(facts, left)):
+    images = _plan_images(facts, wishes, left)
+    steps = _plan_build_cache(facts, bool(images[0]))
+    for more, stays, marks in (images, steps, _plan_cache(facts, left), _plan_files(facts, left)):
         items, kept, given_up = [*items, *more], [*kept, *stays], (*given_up, *marks)
     return Plan(tuple(items), tuple(kept), given_up)
 
@@ -461,6 +458,21 @@ def user_name(uid: int) -> str:
         return f"UID {uid}"
 
 
+def _plan_build_cache(facts: Facts, images_go: bool) -> _Part:
+    """What it shares with images that go can go after them, and is counted with them: what that is the engine knows."""
+    going = [one for one in buildcache.removable(facts.steps) if images_go or not one.shared]
+    own = [one for one in going if not one.shared]
+    rest = [one for one in buildcache.ours(facts.steps) if not one.shared and one not in own]
+    item = Item("build-cache", "torchdock's builds", sum(one.bytes for one in own), "", steps=tuple(going))
+    why = f"{_steps(own)} that no image stands on, whoever built them" + ("; those of the images, too" * images_go)
+    stays = replace(item, bytes=sum(one.bytes for one in rest), steps=(), why=f"{_steps(rest)} that {STEPS_USED}")
+    return [replace(item, why=why)] if going else [], [stays] if rest else [], ()
+
+
+def _steps(found: Sequence[Record]) -> str:
+    return f"{len(found)} step{'s' * (len(found) != 1)}"
+
+
 def _plan_cache(facts: Facts, left: Sequence[Container]) -> _Part:
     if facts.cache is None:
         return [], [], ()
@@ -527,6 +539,10 @@ def remove(engine: Engine, state: CloneState, facts: Facts, planned: Plan) -> tu
     if running:  # all at once: each may take its grace
         capture([engine.cli, "stop", *running], timeout=STOP_SECONDS + 30)
     for item in planned.items:
+        if item.what == "build-cache":
+            went, left_over = _remove_steps(engine, item)
+            done, kept = [*done, *went], [*kept, *left_over]
+            continue
         if item.what == "container":
             why = _remove_container(engine, item)
         elif item.what == "image":
@@ -577,6 +593,18 @@ def _remove_image(engine: Engine, facts: Facts, item: Item) -> str:
     if holder is not None:
         return f"the container {str(holder['Names'][0]).lstrip('/')} uses it"
     return _refused(engine.client.api.remove_image, item.name, force=False, noprune=True)
+
+
+def _remove_steps(engine: Engine, item: Item) -> tuple[list[Item], list[Item]]:
+    """What went of it, with its bytes, and what did not; an image's bytes are counted with the image."""
+    gone, refused = buildcache.prune(engine, item.steps)
+    there = {one.id for one in buildcache.gather(engine)} if len(gone) < len(item.steps) else set()
+    own = [one for one in item.steps if not one.shared]
+    rest = [one for one in own if one.id in there]
+    went = replace(item, bytes=sum(one.bytes for one in own if one.id in gone))
+    why = refused or f"{_steps(rest)} that {STEPS_USED}, by now"
+    left = replace(item, bytes=sum(one.bytes for one in rest), why=why)
+    return [went] if gone else [], [left] if rest else []
 
 
 def _remove_files(item: Item, uid: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from torchdock import clean, saved, uses
+from torchdock.buildcache import Record
 from torchdock.clean import Container, Entry, Facts, Image, Volume, Wishes
 from torchdock.console import Reporter
 from torchdock.errors import InputError
@@ -286,6 +287,38 @@ def test_a_file_that_became_another_users_stays(tmp_path: Path) -> None:
     item = clean.Item("logs", "logs", 1, "", paths=(tmp_path / "a", tmp_path / "gone-already"))
     assert "belongs to" in clean._remove_files(item, os.getuid() + 1)
     assert (tmp_path / "a").exists()
+
+
+# --- BuildKit's cache -----------------------------------------------------------------------------------------------
+
+UV = Record("uv", "mount / from exec /bin/sh -c sh /run/uv.sh", 40, ("system",))
+SYSTEM = Record("system", "mount / from exec /bin/sh -c sh /run/system.sh", 400, shared=True)
+STRANGER = Record("theirs", "mount / from exec /bin/sh -c make", 5000)
+
+
+def test_the_build_cache_goes_but_for_what_images_stand_on() -> None:
+    planned = clean.plan(facts(steps=(SYSTEM, UV, STRANGER)), Wishes(build_cache=True))
+    (item,) = planned.items
+    assert (item.what, item.bytes, item.steps, item.dear, planned.kept) == ("build-cache", 40, (UV,), False, ())
+    assert item.why == "1 step that no image stands on, whoever built them"
+
+
+def test_what_the_build_cache_shares_with_images_that_go_is_counted_once_and_goes_after_them() -> None:
+    given = facts(images=(image(ONE, (ONE, 400)),), uses=(use(ONE),), steps=(SYSTEM, UV, STRANGER))
+    planned = clean.plan(given, replace(IMAGES, build_cache=True))
+    assert [(item.what, item.bytes, item.steps) for item in planned.items] == [
+        ("image", 400, ()),
+        ("build-cache", 40, (UV, SYSTEM)),
+    ]
+    assert planned.bytes == 440
+
+
+def test_the_build_cache_that_is_in_use_stays() -> None:
+    planned = clean.plan(facts(steps=(SYSTEM, replace(UV, in_use=True))), Wishes(build_cache=True))
+    (kept,) = planned.kept
+    assert (planned.items, kept.what, kept.bytes) == ((), "build-cache", 40)
+    assert kept.why == f"1 step that {clean.STEPS_USED}"
+    assert clean.plan(facts(steps=(STRANGER,)), Wishes(build_cache=True)) == clean.Plan(())
 
 
 # --- asking, telling, records ---------------------------------------------------------------------------------------
