@@ -1601,8 +1601,10 @@ def _tell_locked(reporter: Reporter, found: Refreshed, folder: Path, *, dry_run:
         if rows:
             cells = [(one, was or "-", now or "-") for one, was, now in rows]
             reporter.table(name, ("package", "was", "is"), cells)
-        else:
-            reporter.say(f"{name}: no version moved")
+        words = [] if rows else ["no version moved"]
+        words += [str(found.layers[name])] if name in found.layers else []
+        if words:
+            reporter.say(f"{name}: {'; '.join(words)}")
     changed = [str(path.relative_to(folder)) for path in found.files]
     reporter.say(f"{'Would write' if dry_run else 'Wrote'} {', '.join(changed) or 'nothing'}")
     reporter.document(
@@ -1611,6 +1613,7 @@ def _tell_locked(reporter: Reporter, found: Refreshed, folder: Path, *, dry_run:
             "files": changed,
             "variants": {name: [list(row) for row in rows] for name, rows in found.differences.items()},
             "left": found.left,
+            "layers": {name: laid.document() for name, laid in found.layers.items()},
         }
     )
 

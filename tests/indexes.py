@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import ssl
 import subprocess
 import threading
@@ -22,6 +23,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from torchdock.variants import Variant
+
+JSON = "application/vnd.pypi.simple.v1+json"
 
 
 def normalise(name: str) -> str:
@@ -84,6 +87,7 @@ class Index:
         status: answered to everything instead, where it is set.
         asked: the paths of all requests, decoded.
         open: while it is not set, no request is answered.
+        json: it has its pages as JSON too, with the sizes of the files (PEP 691 and 700).
     """
 
     token: str | None = None
@@ -91,6 +95,7 @@ class Index:
     asked: list[str] = field(default_factory=list)
     address: str = ""
     open: threading.Event = field(default_factory=threading.Event)
+    json: bool = False
     _pages: dict[str, list[_File]] = field(default_factory=dict)
 
     def url(self, folder: str, *, credentials: str = "") -> str:
@@ -117,7 +122,7 @@ class Index:
         self.publish(folder, file, content=content, metadata=metadata(name, version, requires))
         return hashlib.sha256(content).hexdigest()
 
-    def answer(self, path: str, authorization: str) -> tuple[int, str, bytes]:
+    def answer(self, path: str, authorization: str, accept: str = "") -> tuple[int, str, bytes]:
         """(status, content type, body) of a request."""
         self.asked.append(path)
         self.open.wait()
@@ -127,6 +132,8 @@ class Index:
                 return 401, "text/plain", b"who are you?"
         if self.status is not None:
             return self.status, "text/plain", b"not today"
+        if path in self._pages and self.json and JSON in accept:
+            return 200, JSON, self._document(path).encode()
         if path in self._pages:
             return 200, "text/html", self._page(path).encode()
         folder, _, name = path.rpartition("/")
@@ -146,6 +153,21 @@ class Index:
             links.append(f'<a href="{quote(file.name)}#sha256={file.sha256}"{told}>{file.name}</a><br/>')
         return "<!DOCTYPE html><html><body>\n" + "\n".join(links) + "\n</body></html>\n"
 
+    def _document(self, path: str) -> str:
+        files = [
+            {
+                "filename": file.name,
+                "url": quote(file.name),
+                "hashes": {"sha256": file.sha256},
+                "core-metadata": file.metadata is not None
+                and {"sha256": hashlib.sha256(file.metadata.encode()).hexdigest()},
+                "size": len(file.content or b""),
+            }
+            for file in self._pages[path]
+        ]
+        name = path.strip("/").rpartition("/")[2]
+        return json.dumps({"meta": {"api-version": "1.1"}, "name": name, "versions": [], "files": files})
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -163,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status, kind, body = self._index.answer(
-            unquote(self.path.partition("?")[0]), self.headers.get("Authorization", "")
+            unquote(self.path.partition("?")[0]), self.headers.get("Authorization", ""), self.headers.get("Accept", "")
         )
         self.send_response(status)
         if status == 401:

@@ -2,17 +2,22 @@
 
 A lock is a folder ``docker/locks/<variant>/`` with one file a layer. Each begins with a header that says what it was
 resolved for; :func:`check` refuses one that is for something else before a build finds out in the middle.
+
+The tools are in two layers: what was there when ``tools`` was laid, and, in the last and small one, what was added or
+moved since (:func:`lay`). So a changed tool rebuilds that tool.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -22,7 +27,9 @@ from torchdock.variants import Variant
 
 # One lock file a layer, from the rarest change to the most frequent. Other files beside them (devel.txt) are other
 # targets' and no part of the environment.
-LAYERS = ("cuda", "torch", "tools")
+LAYERS = ("cuda", "torch", "tools", "recent")
+# Above this many packages, installing them again costs about what laying the tools anew costs once.
+MOST_RECENT = 30
 REQUIREMENTS = Path("docker/requirements.in")
 NOTE = "# Written by `invoke lock` from docker/requirements.in and docker/variants.toml; change those, not this.\n"
 
@@ -43,9 +50,11 @@ class Header:
     Attributes:
         index: the upstream address of the index that torch comes from; empty where the Python package index has it, and
             in the other layers. A host's mirror replaces it, and is never written here.
-        requirements: in ``tools.txt``, 12 hex digits of docker/requirements.in, so that an older lock is noticed. In
+        requirements: in ``recent.txt``, 12 hex digits of docker/requirements.in, so that an older lock is noticed. In
             this file alone: the others are inputs of larger layers, which a new tool must not rebuild.
         environment: in the lock of a workspace, 12 hex digits of the versions of the variant's own lock.
+        download: bytes of the wheels that a build of the layer downloads, by architecture; without those that no index
+            told when the layer was written.
     """
 
     variant: str
@@ -55,11 +64,13 @@ class Header:
     index: str = ""
     requirements: str = ""
     environment: str = ""
+    download: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def line(self) -> str:
         """The header as it is written."""
         words = {**vars(self), "architectures": ",".join(self.architectures)}
+        words["download"] = ",".join(f"{architecture}:{size}" for architecture, size in self.download.items())
         return "# torchdock: " + " ".join(f"{key}={value}" for key, value in words.items() if value) + "\n"
 
 
@@ -77,6 +88,7 @@ def header(text: str) -> Header | None:
         index=words.get("index", ""),
         requirements=words.get("requirements", ""),
         environment=words.get("environment", ""),
+        download={name: int(size) for name, size in re.findall(r"([\w.]+):(\d+)", words.get("download", ""))},
     )
 
 
@@ -129,8 +141,20 @@ def layer_of(name: str, *, own_index: bool = False) -> str:
     return "tools"
 
 
+def texts(root: Path, variant: Variant) -> dict[str, str]:
+    """The files of a variant's lock that there are, by layer.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    paths = {layer: folder(root, variant.name) / f"{layer}.txt" for layer in LAYERS}
+    return {layer: read_text(path, str(path.relative_to(root))) for layer, path in paths.items() if path.is_file()}
+
+
 def read(root: Path, variant: str, layers: Iterable[str] = LAYERS) -> dict[str, Pin]:
     """All pins of a variant, over its layers; empty where it has no lock.
+
+    A package may be in two of them: ``tools`` has the version that ``recent`` replaces.
 
     Raises:
         InputError: see :func:`parse`.
@@ -237,7 +261,7 @@ def check(root: Path, variant: Variant, architecture: str) -> list[str]:
         if locked != wanted:
             raise _unfit(f"The lock of {variant.name} has {name} {locked}, docker/variants.toml says {wanted}", variant)
     _refuse_incomplete(root, variant, pins)
-    assert found is not None  # tools.txt is the last layer
+    assert found is not None  # recent.txt is the last layer
     return _age(root, variant.name, found)
 
 
@@ -279,34 +303,116 @@ def _unfit(problem: str, variant: Variant) -> InputError:
     )
 
 
-def _age(root: Path, variant: str, tools: Header) -> list[str]:
+def _age(root: Path, variant: str, recent: Header) -> list[str]:
     try:
         asked = digest(requirements(root).values())
     except InputError as error:  # it decides nothing in a build, the lock does
         return [str(error)]
-    if tools.requirements == asked:
+    if recent.requirements == asked:
         return []
     return [f"The lock of {variant} is older than {REQUIREMENTS}: `invoke lock` brings it up to date"]
 
 
 def is_older(root: Path, variant: str, asked: str) -> bool:
     """Whether the lock of a variant was resolved from other requirements than those with this digest."""
-    path = folder(root, variant) / "tools.txt"
+    path = folder(root, variant) / "recent.txt"
     found = header(path.read_text()) if path.is_file() else None
-    return found is not None and found.requirements != asked
+    return path.parent.is_dir() and (found is None or found.requirements != asked)
 
 
-def files(root: Path, variant: Variant, pins: Mapping[str, Pin], asked: str) -> dict[Path, str | None]:
-    """The files of a lock and what is in them; None for one that must not be there.
+@dataclass(frozen=True)
+class Laid:
+    """Which package is in which layer of a variant's lock.
 
-    ``asked`` is the digest of the requirements that the pins were resolved from.
+    Attributes:
+        layers: the pins of every layer that the variant has. A package of ``recent`` may be in ``tools`` too, with the
+            version or the hashes that it replaces.
+        anew: why ``tools`` is laid anew; empty where it stays as it is.
+        changed: the layers whose pins, or what they are for, differ from what is there.
     """
-    found: dict[Path, str | None] = {}
-    for layer in LAYERS:
+
+    layers: Mapping[str, Mapping[str, Pin]]
+    anew: str
+    changed: frozenset[str]
+
+    def __str__(self) -> str:
+        """What the next build does with the tools, for people."""
+        layer = self.layers["tools" if self.anew else "recent"]
+        count = f"{len(layer)} package{'s' * (len(layer) != 1)}"
+        if self.anew:
+            return f"the next build lays the tools anew ({count}): {self.anew}"
+        if layer and "recent" in self.changed:
+            return f"the next build installs {count} in the layer of recent ones ({', '.join(layer)}), the tools stay"
+        return "the tools stay as they are"
+
+    def document(self) -> dict[str, Any]:
+        """The same for programs: ``anew``, and the packages of ``recent``."""
+        return {"anew": self.anew, "recent": list(self.layers["recent"])}
+
+
+def lay(variant: Variant, pins: Mapping[str, Pin], there: Mapping[str, str], *, upgraded: bool = False) -> Laid:
+    """Decide which layer each of these pins goes into. Pure.
+
+    ``tools`` stays while it fits and all that it holds is wanted; what is new or differs goes to ``recent``. Else all
+    goes to ``tools`` and ``recent`` is empty: the layer is laid anew once. ``there``: :func:`texts`; ``upgraded``:
+    everything was, so that an old version of many a package would stay in the image below its new one.
+
+    Raises:
+        InputError: a file that is there is damaged; see :func:`parse`.
+    """
+    own = bool(variant.index)
+    found: dict[str, dict[str, Pin]] = {layer: {} for layer in layers(variant)}
+    for name, pin in sorted(pins.items()):
+        found[layer_of(name, own_index=own)][name] = pin
+    old = {layer: parse(text, f"docker/locks/{variant.name}/{layer}.txt") for layer, text in there.items()}
+    misfits = {layer: _misfit(variant, layer, there.get(layer)) for layer in found}
+    wanted, base = found["tools"], old.get("tools", {})
+    recent = {name: pin for name, pin in wanted.items() if base.get(name) != pin}
+    anew = misfits["tools"]
+    if not anew and (gone := sorted({*base} - {*wanted})):
+        anew = f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} no longer wanted"
+    if not anew and recent and upgraded:
+        anew = "everything was upgraded"
+    if not anew and len(recent) > MOST_RECENT:
+        anew = f"{len(recent)} packages were added or moved since it was laid, and {MOST_RECENT} are the most"
+    if not anew:
+        found["tools"], found["recent"] = dict(base), recent
+    changed = {layer for layer, held in found.items() if misfits[layer] or held != old.get(layer)}
+    return Laid(found, anew, frozenset(changed))
+
+
+def _misfit(variant: Variant, layer: str, text: str | None) -> str:
+    """Why a file of a lock cannot stay as it is, whatever is in it; empty where it can."""
+    if text is None:
+        return "nothing was locked yet"
+    found = header(text)
+    problem = next(filter(None, (_mismatch(found, variant, layer, one) for one in variant.architectures)), "")
+    if not problem and found is not None and found.architectures != variant.architectures:
+        problem = f"is for {', '.join(found.architectures)}, not for {', '.join(variant.architectures)}"
+    return f"{layer}.txt {problem}" if problem else ""
+
+
+def files(
+    root: Path,
+    variant: Variant,
+    laid: Laid,
+    asked: str,
+    there: Mapping[str, str],
+    download: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[Path, str | None]:
+    """The files of a lock and what is in them; None for one that must not be there. Pure.
+
+    ``asked`` is the digest of the requirements that the pins were resolved from, ``there`` :func:`texts`, ``download``
+    what a build of the changed layers downloads (:attr:`Header.download`, by layer). A layer that did not change keeps
+    the sizes that it has, or has not: its file is an input of an image, and must stay as it is.
+    """
+    written: dict[Path, str | None] = {
+        folder(root, variant.name) / f"{layer}.txt": None for layer in there if layer not in laid.layers
+    }
+    for layer, pins in laid.layers.items():
         path = folder(root, variant.name) / f"{layer}.txt"
-        if layer not in layers(variant):
-            if path.is_file():
-                found[path] = None
+        if layer == "tools" and not laid.anew:
+            written[path] = there[layer]
             continue
         said = Header(
             variant=variant.name,
@@ -314,12 +420,31 @@ def files(root: Path, variant: Variant, pins: Mapping[str, Pin], asked: str) -> 
             python=variant.python,
             architectures=variant.architectures,
             index=variant.index_url if layer == "torch" else "",
-            requirements=asked if layer == "tools" else "",
+            requirements=asked if layer == "recent" else "",
         )
-        own = bool(variant.index)
-        entries = [pin.text for name, pin in sorted(pins.items()) if layer_of(name, own_index=own) == layer]
-        found[path] = said.line + NOTE + "".join(entries)
-    return found
+        if layer in laid.changed:
+            said = dataclasses.replace(said, download=(download or {}).get(layer, {}))
+        elif (old := header(there[layer])) is not None:
+            said = dataclasses.replace(said, download=old.download)
+        written[path] = said.line + NOTE + "".join(pin.text for _, pin in sorted(pins.items()))
+    return written
+
+
+def download_bytes(root: Path, variant: Variant, layer: str, architecture: str) -> int | None:
+    """What a build of this layer of wheels downloads, in bytes; None where the lock does not say it.
+
+    ``layer``: one of :data:`LAYERS`; ``architecture`` as ``uname -m`` names it.
+
+    Raises:
+        InputError: the lock's file is damaged.
+    """
+    text = texts(root, variant).get(layer)
+    if text is None:
+        return None if layer in layers(variant) else 0
+    found = header(text)
+    if found is not None and architecture in found.download:
+        return found.download[architecture]
+    return None if parse(text, f"docker/locks/{variant.name}/{layer}.txt") else 0
 
 
 def replace(files: Mapping[Path, str | None]) -> None:

@@ -17,10 +17,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from torchdock import devel, locks, sources, variants
+from torchdock import devel, locks, sizes, sources, variants
 from torchdock.console import Reporter
 from torchdock.errors import InputError, TorchdockError, did_you_mean, read_text
-from torchdock.locks import Pin
+from torchdock.locks import Laid, Pin
 from torchdock.process import capture
 from torchdock.sources import Reach, Sources
 from torchdock.variants import Variant
@@ -44,11 +44,13 @@ class Refreshed:
         files: what is to be written (:func:`torchdock.locks.replace`): only what differs from what is there.
         differences: (package, was, is) of each variant that was resolved.
         left: why a variant was left as it is.
+        layers: which layer each package of a variant of the clone is in now.
     """
 
     files: dict[Path, str | None] = field(default_factory=dict)
     differences: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, Laid] = field(default_factory=dict)
 
 
 def refresh(
@@ -73,7 +75,7 @@ def refresh(
         upgrade = _known(upgrade, [*(name for pins in known for name in pins), *_names(asked.values())])
     seeds = _tools(root)
     digest = locks.digest(asked.values())
-    found = Refreshed()
+    found, told = Refreshed(), sizes.Sizes(given)
     for row in chosen:
         reach = _reach(given, row)
         if not reach.ok:
@@ -86,7 +88,11 @@ def refresh(
             continue
         with reporter.step(f"Resolving {row.name}"):
             pins = resolve(row, asked.values(), seeds | old[row.name], given, upgrade)
-            texts = locks.files(root, row, pins, digest)
+            there = locks.texts(root, row)
+            laid = locks.lay(row, pins, there, upgraded=upgrade is True)
+            download = {layer: told.of(row, layer, laid.layers[layer]) for layer in laid.changed}
+            texts = locks.files(root, row, laid, digest, there, download)
+            found.layers[row.name] = laid
             rows = locks.difference(old[row.name], pins)
             if devel.exists(row):
                 before = _devel(root, row)

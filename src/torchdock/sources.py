@@ -301,6 +301,22 @@ def probe_torch_index(given: Sources, root_url: str, name: str, *, seconds: floa
     return probe(given, f"{given.torch_index_url(root_url, name)}/torch/", seconds=seconds)
 
 
+def fetch(given: Sources, url: str, accept: str, *, seconds: float = PROBE_SECONDS) -> bytes | None:
+    """What is at this URL, asked for once and as :func:`probe` does; None where it is not to be had as ``accept``.
+
+    ``seconds``: how long to wait for a connection, and for each part of the answer.
+    """
+    import requests
+
+    verify: bool | str = str(given.ca) if given.ca is not None else True
+    try:
+        answer = requests.get(url, headers={"Accept": accept}, timeout=seconds, verify=verify)
+    except OSError:
+        return None
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+    return answer.content if answer.status_code == 200 and kind == accept else None
+
+
 def judge_answer(status: int) -> Reach:
     """What an HTTP status means for a source. Pure."""
     if status < 400:

@@ -185,10 +185,32 @@ def test_no_version_moves_unasked(locked: Path, index: indexes.Index) -> None:
     add(locked, "beta")
     found = lock(locked)
     assert found.differences == {name: [("beta", "", "1.0")] for name in VARIANTS}
-    assert {path.name for path in found.files} == {"tools.txt"}  # a new tool rebuilds the tools
+    assert {path.name for path in found.files} == {"recent.txt"}  # a new tool rebuilds the last layer of wheels
     now = snapshot(locked)
-    assert {name for name in now if now[name] != before[name]} == {f"{name}/tools.txt" for name in VARIANTS}
-    assert "beta==1.0" in now["cpu/tools.txt"] and "requirements=" in now["cpu/tools.txt"]
+    assert {name for name in now if now[name] != before[name]} == {f"{name}/recent.txt" for name in VARIANTS}
+    assert "beta==1.0" in now["cpu/recent.txt"] and "requirements=" in now["cpu/recent.txt"]
+    assert "requirements=" not in now["cpu/tools.txt"]
+    assert locks.check(locked, VARIANTS["cpu"], "x86_64") == [] and refresh(locked).files == {}
+
+
+def test_what_a_layer_downloads_is_asked_when_it_changes(locked: Path, index: indexes.Index) -> None:
+    def downloads(variant: str) -> list[int | None]:
+        row = VARIANTS[variant]
+        return [locks.download_bytes(locked, row, layer, "x86_64") for layer in locks.layers(row)]
+
+    assert downloads("cpu") == [None, None, 0]  # the index had pages without sizes
+    before = snapshot(locked)
+    index.json = True
+    assert refresh(locked).files == {}  # a layer is not built anew for it
+    add(locked, "beta")
+    lock(locked, variant="cpu")
+    beta = len(indexes.stand_in_wheel("beta", "1.0")[1])
+    assert downloads("cpu") == [None, None, beta] and downloads("cu130") == [None, None, None, 0]
+    assert snapshot(locked)["cpu/tools.txt"] == before["cpu/tools.txt"]
+    shutil.rmtree(locked / "docker/locks/cu130")
+    lock(locked, variant="cu130")
+    sums = [sum(one is not None and one > 0 for one in downloads("cu130")), downloads("cu130")[-1]]
+    assert sums == [3, 0]
 
 
 def test_one_package_is_upgraded_or_all_are(locked: Path, index: indexes.Index) -> None:
@@ -196,8 +218,11 @@ def test_one_package_is_upgraded_or_all_are(locked: Path, index: indexes.Index) 
         index.wheel("simple", name, "99.0")
     found = lock(locked, upgrade="Alpha")
     assert found.differences == {name: [("alpha", "1.0", "99.0")] for name in VARIANTS}
+    assert {path.name for path in found.files} == {"recent.txt"} and not found.layers["cpu"].anew
     found = lock(locked, upgrade=True)
     assert found.differences["cpu"] == [("numpy", "2.5.5", "99.0")]
+    assert found.layers["cpu"].anew == "everything was upgraded"
+    assert set(locks.read(locked, "cpu", ["recent"])) == set() and versions(locked)["alpha"] == "99.0"
     assert ("nvidia-cublas", "1.0", "99.0") in found.differences["cu130"]
 
 
@@ -469,7 +494,13 @@ def test_upgrade_is_typed_with_a_package_or_without(
     document = json.loads(done.stdout)
     assert {name for name, *_ in document["variants"]["cpu"]} == moved
     assert set(document["variants"]) == ({"cpu"} if "--variant" in words else set(VARIANTS))
-    assert document["files"] == [f"docker/locks/{name}/tools.txt" for name in document["variants"] if moved]
+    file = "tools" if "--variant" in words else "recent"  # all of them, or one
+    assert document["files"] == [f"docker/locks/{name}/{file}.txt" for name in document["variants"] if moved]
+    layers = {
+        "anew": "everything was upgraded" if "--variant" in words else "",
+        "recent": ["alpha"] * (len(moved) == 1),
+    }
+    assert document["layers"] == dict.fromkeys(document["variants"], layers)
     assert snapshot(locked) == before
     assert not (locked / ".torchdock").exists()  # --dry-run acts on nothing
 
@@ -479,8 +510,19 @@ def test_the_difference_is_shown(locked: Path, index: indexes.Index) -> None:
     done = invoke(locked, "lock", "--upgrade", "alpha", "--variant", "cpu")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^cpu *\npackage +was +is *\nalpha +1\.0 +1\.1 *$", done.stdout, re.M)
-    assert "Wrote docker/locks/cpu/tools.txt" in done.stdout
+    assert (
+        "\ncpu: the next build installs 1 package in the layer of recent ones (alpha), the tools stay\n" in done.stdout
+    )
+    assert "Wrote docker/locks/cpu/recent.txt" in done.stdout
     assert versions(locked)["alpha"] == "1.1"
+    done = invoke(locked, "lock", "--variant", "cpu")
+    assert "\ncpu: no version moved; the tools stay as they are\nWrote nothing\n" in f"\n{done.stdout}"
+    wanted = locked / "docker/requirements.in"
+    wanted.write_text(wanted.read_text().replace("alpha", "beta"))
+    done = invoke(locked, "lock", "--variant", "cpu")
+    assert re.search(
+        r"^cpu: the next build lays the tools anew \(\d+ packages\): alpha is no longer wanted$", done.stdout, re.M
+    )
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -522,11 +564,13 @@ def install(lock: Path, target: Path, *options: str, architecture: str = "x86_64
     return done.stderr if done.returncode else ""
 
 
-def test_a_lock_from_the_loopback_installs(locked: Path, tmp_path: Path) -> None:
-    for layer in ("torch", "tools"):
+def test_a_lock_from_the_loopback_installs(locked: Path, index: indexes.Index, tmp_path: Path) -> None:
+    index.wheel("simple", "alpha", "1.1")
+    lock(locked, variant="cpu", upgrade="alpha")
+    for layer in ("torch", "tools", "recent"):
         assert install(locked / f"docker/locks/cpu/{layer}.txt", tmp_path / "site") == ""
     installed = {path.name for path in (tmp_path / "site").glob("*.dist-info")}
-    assert {"torch-2.14.1+cpu.dist-info", "numpy-2.5.5.dist-info"} <= installed
+    assert {"torch-2.14.1+cpu.dist-info", "numpy-2.5.5.dist-info", "alpha-1.1.dist-info"} <= installed
 
 
 def test_a_mirror_that_gives_other_bytes_is_refused(locked: Path, index: indexes.Index, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def locked(root: Path, text: str | None = None) -> Path:
     """A clone with the lock of cu130 alone, its devel.txt with this text."""
     folder = root / "docker" / "locks" / "cu130"
     folder.mkdir(parents=True)
-    for name in ("cuda", "torch", "tools"):
+    for name in locks.LAYERS:
         (folder / f"{name}.txt").write_text((locks.folder(ROOT, "cu130") / f"{name}.txt").read_text())
     if text is not None:
         (folder / "devel.txt").write_text(text)

@@ -111,8 +111,8 @@ def test_a_difference_names_each_package_that_moved(
 
 
 def test_without_cuda_there_is_no_cuda_layer() -> None:
-    assert locks.layers(VARIANTS["cu130"]) == ("cuda", "torch", "tools") == versions.LAYERS
-    assert locks.layers(VARIANTS["cpu"]) == ("torch", "tools")
+    assert locks.layers(VARIANTS["cu130"]) == ("cuda", "torch", "tools", "recent") == versions.LAYERS
+    assert locks.layers(VARIANTS["cpu"]) == ("torch", "tools", "recent")
 
 
 def test_triton_comes_from_where_it_was_locked() -> None:
@@ -144,7 +144,12 @@ HEADER = locks.Header("cpu", "torch", "3.13", ("x86_64", "aarch64"), index="http
 
 
 @pytest.mark.parametrize(
-    "header", [HEADER, locks.Header("cu128", "tools", "3.13", ("x86_64",), requirements="0123456789ab")]
+    "header",
+    [
+        HEADER,
+        locks.Header("cu128", "recent", "3.13", ("x86_64",), requirements="0123456789ab"),
+        locks.Header("cu128", "tools", "3.13", ("x86_64", "aarch64"), download={"x86_64": 12, "aarch64": 0}),
+    ],
 )
 def test_a_header_reads_as_it_was_written(header: locks.Header) -> None:
     assert locks.header(header.line + "torch==1\n") == header
@@ -155,6 +160,9 @@ def test_a_header_reads_as_it_was_written(header: locks.Header) -> None:
 def test_a_header_says_what_a_lock_is_for() -> None:
     line = "variant=cpu layer=torch python=3.13 architectures=x86_64,aarch64 index=https://example.org/whl/cpu"
     assert HEADER.line == f"# torchdock: {line}\n"
+    sized = replace(HEADER, index="", download={"x86_64": 34, "aarch64": 5})
+    assert sized.line.endswith(" architectures=x86_64,aarch64 download=x86_64:34,aarch64:5\n")
+    assert locks.header(sized.line.replace("x86_64:34", "x86_64:many")) == replace(sized, download={"aarch64": 5})
 
 
 @pytest.mark.parametrize("text", ["", "torch==1\n", "# torchdock: variant=cpu\n", f"\n{HEADER.line}"])
@@ -254,9 +262,12 @@ def test_a_lock_for_something_else_is_refused(clone: Path, file: str, old: str, 
     assert "`git checkout docker/locks` restores it, `invoke lock --variant cpu` writes it anew." in str(bad.value)
 
 
-def test_a_lock_of_which_a_file_is_missing_is_refused(clone: Path) -> None:
-    (clone / "docker/locks/cpu/torch.txt").unlink()
-    with pytest.raises(InputError, match=r"^docker/locks/cpu/torch\.txt is missing\. `git checkout docker/locks`"):
+@pytest.mark.parametrize("layer", ["torch", "recent"])
+def test_a_lock_of_which_a_file_is_missing_is_refused(clone: Path, layer: str) -> None:
+    (clone / f"docker/locks/cpu/{layer}.txt").unlink()
+    with pytest.raises(
+        InputError, match=rf"/{layer}\.txt is missing\. `git checkout .*`invoke lock --variant cpu` wri"
+    ):
         locks.check(clone, VARIANTS["cpu"], "x86_64")
 
 
@@ -285,6 +296,10 @@ def test_a_lock_older_than_its_requirements_is_a_warning(clone: Path) -> None:
     ]
     digest = locks.digest(locks.requirements(clone).values())
     assert locks.is_older(clone, "cpu", digest) and not locks.is_older(clone, "cu126", digest)
+    locks.replace(written(clone, VARIANTS["cpu"], locks.read(clone, "cpu") | pins(einops="1"), digest))
+    assert not locks.is_older(clone, "cpu", digest) and locks.check(clone, VARIANTS["cpu"], "x86_64") == []
+    (clone / "docker/locks/cpu/recent.txt").unlink()  # of before there was that layer
+    assert locks.is_older(clone, "cpu", digest)
 
 
 def test_a_mistake_in_the_requirements_stops_no_build(clone: Path) -> None:
@@ -296,13 +311,25 @@ def test_a_mistake_in_the_requirements_stops_no_build(clone: Path) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+def written(
+    clone: Path,
+    variant: variants.Variant,
+    pins: "dict[str, locks.Pin]",
+    asked: str = "0" * 12,
+    download: "dict[str, dict[str, int]] | None" = None,
+) -> "dict[Path, str | None]":
+    """What is to be written for these pins."""
+    there = locks.texts(clone, variant)
+    return locks.files(clone, variant, locks.lay(variant, pins, there), asked, there, download)
+
+
 def test_each_package_is_written_to_the_file_of_its_layer(clone: Path) -> None:
     new = pins(torch="2.14.1", numpy="2.5.5", attrs="1", triton="3")
-    locks.replace(locks.files(clone, VARIANT, new, "0123456789ab"))
+    locks.replace(written(clone, VARIANT, new, "0123456789ab"))
     found = locked(clone)
     assert {name: locks.header(text) for name, text in found.items()} == {
         f"{layer}.txt": locks.Header(
-            "cu130", layer, "3.13", ("x86_64", "aarch64"), requirements="0123456789ab" * (layer == "tools")
+            "cu130", layer, "3.13", ("x86_64", "aarch64"), requirements="0123456789ab" * (layer == "recent")
         )
         for layer in locks.LAYERS
     }
@@ -311,26 +338,184 @@ def test_each_package_is_written_to_the_file_of_its_layer(clone: Path) -> None:
         "cuda.txt": "",
         "torch.txt": new["torch"].text + new["triton"].text,
         "tools.txt": new["attrs"].text + new["numpy"].text,
+        "recent.txt": "",
     }
     assert locks.read(clone, "cu130") == new
 
 
 def test_a_variant_with_an_index_names_it_where_it_is_used(clone: Path) -> None:
-    texts = locks.files(clone, VARIANTS["cu126"], pins(torch="2.14.1+cu126", triton="3"), "0" * 12)
+    texts = written(clone, VARIANTS["cu126"], pins(torch="2.14.1+cu126", triton="3"))
     headers = {path.stem: locks.header(text or "") for path, text in texts.items()}
     assert {name: found and found.index for name, found in headers.items()} == {
         "cuda": "",
         "torch": "https://download.pytorch.org/whl/cu126",
         "tools": "",
+        "recent": "",
     }
     assert "triton==3" in (texts[clone / "docker/locks/cu126/cuda.txt"] or "")
 
 
 def test_a_variant_that_lost_its_cuda_loses_that_file(clone: Path) -> None:
     bare = replace(VARIANT, cuda="")
-    locks.replace(locks.files(clone, bare, pins(torch="2.14.1"), "0" * 12))
-    assert set(locked(clone)) == {"torch.txt", "tools.txt"}
-    assert {path.stem for path in locks.files(clone, bare, {}, "0" * 12)} == {"torch", "tools"}
+    locks.replace(written(clone, bare, pins(torch="2.14.1")))
+    assert set(locked(clone)) == {"torch.txt", "tools.txt", "recent.txt"}
+    assert {path.stem for path in written(clone, bare, {})} == {"torch", "tools", "recent"}
+
+
+# --- what was added or moved since the tools were laid ----------------------------------------------------------------
+
+
+@pytest.fixture
+def small(clone: Path) -> Path:
+    """A clone in which cu130 was laid with two tools."""
+    shutil.rmtree(clone / "docker/locks/cu130")
+    sizes = {layer: {"x86_64": number} for number, layer in enumerate(locks.LAYERS, 1)}
+    locks.replace(written(clone, VARIANT, pins(torch="2", numpy="1", attrs="1"), "a" * 12, sizes))
+    return clone
+
+
+def relock(
+    clone: Path, digest: str = "b" * 12, upgraded: bool = False, **versions: str
+) -> "tuple[locks.Laid, dict[str, dict[str, str]]]":
+    """Lock these versions and torch 2; how they are laid, and the versions in each file of tools."""
+    there = locks.texts(clone, VARIANT)
+    laid = locks.lay(VARIANT, pins(torch="2", **versions), there, upgraded=upgraded)
+    locks.replace(locks.files(clone, VARIANT, laid, digest, there, {layer: {"x86_64": 99} for layer in locks.LAYERS}))
+    found = {layer: locks.read(clone, "cu130", [layer]) for layer in ("tools", "recent")}
+    return laid, {layer: {name: pin.version for name, pin in held.items()} for layer, held in found.items()}
+
+
+BASE = {"numpy": "1", "attrs": "1"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "recent", "said"),
+    [
+        ({**BASE, "rich": "1"}, {"rich": "1"}, "the next build installs 1 package in the layer of recent ones (rich)"),
+        ({**BASE, "numpy": "2"}, {"numpy": "2"}, "1 package in the layer of recent ones (numpy), the tools stay"),
+        ({"numpy": "2", "attrs": "2"}, {"numpy": "2", "attrs": "2"}, "2 packages in the layer of recent ones (attrs, "),
+        (BASE, {}, "the tools stay as they are"),
+    ],
+    ids=["added", "moved", "all moved", "the same"],
+)
+def test_what_is_added_or_moved_is_laid_on_the_tools(
+    small: Path, wanted: "dict[str, str]", recent: "dict[str, str]", said: str
+) -> None:
+    before = locked(small)
+    laid, found = relock(small, **wanted)
+    assert found == {"tools": BASE, "recent": recent}
+    after = locked(small)
+    assert {name for name in after if after[name] != before[name]} == {"recent.txt"}  # for what it was resolved from
+    assert {name: pin.version for name, pin in locks.read(small, "cu130").items()} == {"torch": "2", **wanted}
+    assert said in str(laid) and laid.document() == {"anew": "", "recent": sorted(recent)}
+
+
+def test_other_hashes_of_the_same_version_are_recent(small: Path) -> None:
+    there = locks.texts(small, VARIANT)
+    moved = {"numpy": replace(pins(numpy="1")["numpy"], text=f"numpy==1 \\\n    --hash=sha256:{B}\n")}
+    laid = locks.lay(VARIANT, pins(torch="2", **BASE) | moved, there)
+    assert laid.layers["recent"] == moved and laid.layers["tools"] == pins(**BASE) and not laid.anew
+
+
+def test_what_moves_back_is_recent_no_more(small: Path) -> None:
+    before = locked(small)
+    relock(small, numpy="2", attrs="1", rich="1")
+    _, found = relock(small, numpy="1", attrs="1", rich="1")
+    assert found == {"tools": BASE, "recent": {"rich": "1"}}
+    laid, found = relock(small, "a" * 12, **BASE)
+    assert found == {"tools": BASE, "recent": {}} and str(laid) == "the tools stay as they are"
+    assert locked(small)["tools.txt"] == before["tools.txt"]
+
+
+def test_what_is_no_longer_wanted_and_is_recent_just_leaves(small: Path) -> None:
+    relock(small, **BASE, rich="1", tqdm="1")
+    laid, found = relock(small, **BASE, tqdm="1")
+    assert found == {"tools": BASE, "recent": {"tqdm": "1"}} and not laid.anew
+
+
+def test_where_a_tool_is_no_longer_wanted_all_are_laid_anew(small: Path) -> None:
+    relock(small, **BASE, rich="1")
+    laid, found = relock(small, numpy="1", rich="1")
+    assert found == {"tools": {"numpy": "1", "rich": "1"}, "recent": {}}
+    assert str(laid) == "the next build lays the tools anew (2 packages): attrs is no longer wanted"
+    assert laid.document() == {"anew": "attrs is no longer wanted", "recent": []}
+
+
+def test_where_everything_is_upgraded_all_are_laid_anew(small: Path) -> None:
+    before = locked(small)
+    laid, found = relock(small, "a" * 12, upgraded=True, **BASE)
+    assert not laid.anew and locked(small) == before  # and nothing moved
+    relock(small, **BASE, rich="1")
+    laid, found = relock(small, upgraded=True, **BASE, rich="1")
+    assert found == {"tools": {**BASE, "rich": "1"}, "recent": {}} and laid.anew == "everything was upgraded"
+
+
+def test_too_many_recent_ones_are_laid_with_the_tools(small: Path) -> None:
+    many = {f"p{number}": "1" for number in range(locks.MOST_RECENT)}
+    laid, found = relock(small, **BASE, **many)
+    assert not laid.anew and len(found["recent"]) == 30
+    laid, found = relock(small, **BASE, **many, one="1")
+    assert found == {"tools": {**BASE, **many, "one": "1"}, "recent": {}}
+    assert laid.anew == "31 packages were added or moved since it was laid, and 30 are the most"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("python=3.13", "python=3.12", "tools.txt is for Python 3.12, and the variant cu130 has 3.13"),
+        ("variant=cu130", "variant=cu128", "tools.txt is for the variant cu128, not for cu130"),
+        ("=x86_64,aarch64", "=x86_64", "tools.txt is for x86_64, not for aarch64"),
+        ("=x86_64,aarch64", "=x86_64,aarch64,riscv64", "is for x86_64, aarch64, riscv64, not for x86_64, aarch64"),
+        ("# torchdock:", "#", "tools.txt does not begin with the line that says what it is for"),
+    ],
+)
+def test_where_the_tools_are_for_something_else_all_are_laid_anew(small: Path, old: str, new: str, said: str) -> None:
+    path = small / "docker/locks/cu130/tools.txt"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    laid, found = relock(small, **BASE, rich="1")
+    assert found == {"tools": {**BASE, "rich": "1"}, "recent": {}} and said in laid.anew
+    assert relock(small, **BASE, rich="1")[0].anew == ""  # the new ones fit
+
+
+def test_where_nothing_is_locked_all_are_laid(clone: Path) -> None:
+    shutil.rmtree(clone / "docker/locks/cu130")
+    laid, found = relock(clone, **BASE)
+    assert found == {"tools": BASE, "recent": {}} and laid.anew == "nothing was locked yet"
+    assert laid.changed == set(locks.LAYERS)
+
+
+def test_a_lock_of_before_there_were_recent_ones_keeps_its_tools(small: Path) -> None:
+    folder = small / "docker/locks/cu130"
+    (folder / "recent.txt").unlink()
+    old = (folder / "tools.txt").read_text().replace("aarch64 ", f"aarch64 requirements={'a' * 12} ", 1)
+    (folder / "tools.txt").write_text(old)
+    laid, found = relock(small, **BASE, rich="1")
+    assert found == {"tools": BASE, "recent": {"rich": "1"}} and not laid.anew
+    assert (folder / "tools.txt").read_text() == old
+
+
+# --- what a build downloads -------------------------------------------------------------------------------------------
+
+
+def test_a_layer_that_stays_keeps_its_sizes_and_one_that_changed_gets_new_ones(small: Path) -> None:
+    def sizes(architecture: str = "x86_64") -> "list[int | None]":
+        return [locks.download_bytes(small, VARIANT, layer, architecture) for layer in locks.LAYERS]
+
+    assert sizes() == [1, 2, 3, 4]
+    assert sizes("aarch64") == [0, None, None, 0]  # what no index told, but for layers of nothing
+    relock(small, **BASE, rich="1")
+    assert sizes() == [1, 2, 3, 99]
+    relock(small, "c" * 12, **BASE, rich="1")  # other requirements, the same packages: nothing is asked
+    there = locks.texts(small, VARIANT)
+    laid = locks.lay(VARIANT, pins(torch="2", **BASE, rich="1"), there)
+    assert laid.changed == set()
+    locks.replace(locks.files(small, VARIANT, laid, "d" * 12, there))
+    assert sizes() == [1, 2, 3, 99]
+    (small / "docker/locks/cu130/torch.txt").unlink()
+    (small / "docker/locks/cu130/cuda.txt").unlink()
+    assert sizes() == [None, None, 3, 99]
+    assert locks.download_bytes(small, VARIANTS["cpu"], "cuda", "x86_64") == 0  # a layer that it has not
 
 
 def test_what_is_beside_the_layers_is_no_part_of_the_lock(clone: Path) -> None:
@@ -421,16 +606,17 @@ def test_each_package_of_a_lock_is_in_its_layer_and_in_no_other(variant: str) ->
     own, seen = bool(VARIANTS[variant].index), []
     for layer in locks.layers(VARIANTS[variant]):
         found = locks.parse((ROOT / f"docker/locks/{variant}/{layer}.txt").read_text(), layer)
-        assert {name for name in found if locks.layer_of(name, own_index=own) != layer} == set()
-        assert len(found) >= {"cuda": 15, "torch": 2, "tools": 30}[layer]
-        seen += found
+        home = "tools" if layer == "recent" else layer
+        assert {name for name in found if locks.layer_of(name, own_index=own) != home} == set()
+        assert len(found) >= {"cuda": 15, "torch": 2, "tools": 30, "recent": 0}[layer]
+        seen += found if layer != "recent" else []
     assert len(seen) == len(set(seen))
 
 
 @pytest.mark.parametrize("variant", LOCKED)
 def test_a_lock_is_as_it_would_be_written(variant: str) -> None:
     digest = locks.digest(locks.requirements(ROOT).values())
-    texts = locks.files(ROOT, VARIANTS[variant], locks.read(ROOT, variant), digest)
+    texts = written(ROOT, VARIANTS[variant], locks.read(ROOT, variant), digest)
     assert {path.name: text for path, text in texts.items()} == locked(ROOT, variant)
 
 
@@ -453,6 +639,18 @@ def test_the_variants_share_their_tools() -> None:
 
 def test_the_cpu_variant_has_no_cuda() -> None:
     assert versions.cuda_packages(locks.read(ROOT, "cpu")) == []
+
+
+@pytest.mark.parametrize("variant", LOCKED)
+def test_a_lock_says_what_is_downloaded(variant: str) -> None:
+    row, limits = VARIANTS[variant], {"cuda": 5e9, "torch": 2e9, "tools": 3e8, "recent": 2e8}
+    for architecture in row.locked:
+        for layer, limit in limits.items():
+            size = locks.download_bytes(ROOT, row, layer, architecture)
+            if layer == "torch" and row.index:  # PyTorch's own index tells no sizes
+                continue
+            assert size is not None and size < limit
+            assert (size > 1e8) is bool(locks.read(ROOT, variant, [layer])) or layer == "recent"
 
 
 def test_the_builds_own_uv_is_pinned() -> None:

@@ -1,5 +1,7 @@
 """Pure logic of inside: locks, control groups, the judgement on GPUs, the command line of train."""
 
+from pathlib import Path
+
 import pytest
 
 from torchdock.inside import devices, machine, train, versions
@@ -28,6 +30,17 @@ def test_pins() -> None:
 def test_what_is_no_pin_is_an_error(line: str) -> None:
     with pytest.raises(ValueError, match="of the lock"):
         versions.pins(line)
+
+
+def test_a_recent_version_replaces_the_tools(tmp_path: Path) -> None:
+    folder = tmp_path / "docker/locks/cpu"
+    folder.mkdir(parents=True)
+    for layer, text in {"torch": "torch==2", "tools": "a==1\nb==1", "recent": "b==2\nc==1", "devel": "d==1"}.items():
+        (folder / f"{layer}.txt").write_text(f"# torchdock: layer={layer}\n{text}\n")
+    assert versions.read(tmp_path, "cpu") == {"torch": "2", "a": "1", "b": "2", "c": "1"}
+    (folder / "recent.txt").write_text("b==2\nb==3\n")
+    with pytest.raises(ValueError, match="pins b twice"):
+        versions.read(tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("name", ["Typing_Extensions", "typing.extensions", "typing--extensions", "typing-extensions"])

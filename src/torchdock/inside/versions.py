@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 # The files of a lock that make the environment; others beside them belong to other images.
-LAYERS = ("cuda", "torch", "tools")
+LAYERS = ("cuda", "torch", "tools", "recent")
 WORKSPACE = "workspace"  # what a workspace added to it, in an image of its own
 # Where the image has its environment, and what it alone has there.
 PREFIX, MARK = "/opt/venv", Path("/opt/torchdock/constraints.txt")
@@ -37,8 +37,14 @@ def files(root: Path, variant: str) -> list[Path]:
 
 
 def read(root: Path, variant: str) -> dict[str, str]:
-    """Return the pins of a variant's lock; empty where it has none. Raises ValueError as ``pins`` does."""
-    return pins("\n".join(file.read_text(encoding="utf-8") for file in files(root, variant)))
+    """Return the pins of a variant's lock; empty where it has none. Raises ValueError as ``pins`` does.
+
+    A layer is installed over those before it: where ``recent`` moves a package of ``tools``, its version is there.
+    """
+    found: dict[str, str] = {}
+    for file in files(root, variant):
+        found |= pins(file.read_text(encoding="utf-8"))
+    return found
 
 
 def nearest(locks: Mapping[str, Mapping[str, str]], have: Mapping[str, str], cuda: str | None, named: str) -> str:
