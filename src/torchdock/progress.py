@@ -82,8 +82,8 @@ class Forecast:
     @property
     def download_bytes(self) -> int | None:
         """What is known of the downloads; None where nothing is."""
-        known = [one.download for one in self.running if one.download is not None]
-        return sum(known) if known or not self.running else None
+        total = sum(one.download or 0 for one in self.running)
+        return None if total == 0 and any(one.download is None for one in self.running) else total
 
     @property
     def write_bytes(self) -> int | None:

@@ -88,6 +88,7 @@ def test_a_measured_step_has_a_bar_that_is_full_at_its_end() -> None:
     ] == ["12% 1.2 of 9.5 GB", "99% 9.4 of 9.5 GB", *["100% 9.5 of 9.5 GB"] * (len(shown) - 3)]
     full = [line.count("\u2501") for line in shown]
     assert full[-1] == 20
+    assert {count for line, count in zip(shown, full, strict=True) if "12%" in line} == {2}
 
 
 def test_without_a_terminal_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,6 +226,12 @@ def fractions(text: str, planned: Forecast, **more: Any) -> "list[float | None]"
         pytest.param(expected("python", "cuda", "torch"), id="what was thought to be cached runs"),
         pytest.param(expected(system=(None, 0), uv=(None, 0)), id="downloads that nobody knows"),
         pytest.param(expected(cuda=(2100 * MB, None), image=6600 * MB), id="a layer that nobody knows"),
+        pytest.param(
+            expected(
+                "uv", "torch", **{name: (size, 0) for name, size in (("python", MB), ("cuda", GB), ("merged", 0))}
+            ),
+            id="layers of no size",
+        ),
         pytest.param(expected(cuda=(1 * MB, 3400 * MB)), id="more is received than the lock says"),
     ],
 )
@@ -290,6 +296,15 @@ def test_a_second_command_of_a_step_counts_on() -> None:
     assert measured(text, expected()).meter.done - measured(
         until(PARALLEL, "#7 [system 1/1] RUN sh /run/debian.sh system"), expected()
     ).meter.done == (25 * MB)
+
+
+def test_an_image_of_known_size_is_shared_out_over_its_downloads() -> None:
+    unknown = {"cuda": (2000 * MB, None), "torch": (500 * MB, None), "image": 6600 * MB}
+    meter = measured(
+        until(PARALLEL, "#6 DONE 12.9s"), expected("merged", **unknown)
+    ).meter  # 400 MB of it are there, 100 are Python
+    assert meter.total == (40 + 20 + 2000 + 60 + 500) * MB + 6200 * MB
+    assert meter.done == (125 + 60 + 2000 + int(0.85 * 4880)) * MB
 
 
 def test_counters_of_a_whole_host_are_not_read() -> None:
@@ -361,7 +376,7 @@ def test_what_nobody_knows_is_said_or_left_out_and_never_made_up() -> None:
     some = expected(uv=(None, 0), system=(None, 0))
     assert some.text.startswith("at least 2.7 GB to download (CUDA 2.1, torch 0.6, ")
     assert "uv unknown" in some.text and "Debian unknown" in some.text
-    none = expected(**dict.fromkeys(STAGES, (None, None)))
+    none = expected(merged=(0, None), **dict.fromkeys(("python", "uv", "cuda", "system", "torch"), (None, None)))
     assert (none.text, none.download_bytes, none.write_bytes) == ("", None, None)
     assert Forecast().text == ""
 
