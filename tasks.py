@@ -573,8 +573,18 @@ def _likely(engine: Engine, choice: Choice, sources: Sources, wishes: Wishes) ->
     """The build on the base that is there; on the pinned one where none is."""
     from torchdock import image
 
-    plans = image.plans(ROOT, choice.variant, engine, sources, wishes)
-    return next((plan for plan in plans if engine.image(plan.base.reference)), plans[0])
+    return image.likely(engine, image.plans(ROOT, choice.variant, engine, sources, wishes))
+
+
+def _foresee(aside: Reporter, engine: Engine, planned: BuildPlan, wishes: Wishes) -> dict[str, int | None]:
+    """What a build will download and write, in bytes, None where nobody knows; nothing where its image is there."""
+    from torchdock import image
+
+    if not wishes.no_cache and engine.image(planned.tag) is not None:
+        return {"download_bytes": 0, "write_bytes": 0}
+    forecast = image.foresee(engine, _state(), planned, wishes)
+    aside.say(f"Building {planned.tag}{forecast.text and ': '}{forecast.text}")
+    return {"download_bytes": forecast.download_bytes, "write_bytes": forecast.write_bytes}
 
 
 def _show(reporter: Reporter, argv: tuple[str, ...], *, then: tuple[str, ...] = (), **more: Any) -> None:
@@ -691,11 +701,12 @@ def build(
                 candidates = image.acceptable(image.plans(ROOT, chosen, engine, given, wishes), wishes)
                 names = ", ".join(share.plan_pull(engine, candidates, where).references)
                 reporter.aside.say(f"The first of these that there is would be pulled in its place: {names}")
+            sizes = _foresee(reporter.aside, engine, planned, wishes)
             if layer is None:
-                return _show(reporter, planned.argv, **_told(choice))
+                return _show(reporter, planned.argv, **sizes, **_told(choice))
             context = engine.facts.context
             then = packages.plan(ROOT, layer, planned.tag, given, builder=context, wishes=wishes).argv
-            return _show(reporter, planned.argv, then=then, **_told(choice))
+            return _show(reporter, planned.argv, then=then, **sizes, **_told(choice))
         built = _image(reporter, engine, choice, given, wishes, layer)
         if not (built.built or built.brought):
             reporter.say(f"{built.image} is there already; nothing to build")

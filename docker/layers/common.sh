@@ -48,6 +48,41 @@ quietly() {
     "$@" >/tmp/output 2>&1 || { code=$?; hide </tmp/output >&2; return "$code"; }
 }
 
+# received: sets $received, the bytes that came in over the network, loopback aside.
+received() {
+    received=0
+    while IFS=' :' read -r interface bytes _; do
+        case $interface,$bytes in lo,* | *, | *,*[!0-9]*) ;; *) received=$((received + bytes)) ;; esac
+    done </proc/net/dev
+}
+
+# watched STAGE COMMAND…: runs the command and says meanwhile, twice a second, how many bytes came in since its start.
+# A step has a network of its own, so these are the step's; with --network=host nobody reads them. Around `quietly`, not
+# inside of it: the lines go to the step's own output.
+watched() {
+    stage=$1
+    shift
+    (
+        nap=
+        trap '[ -z "$nap" ] || kill "$nap" 2>/dev/null; exit 0' TERM
+        received
+        start=$received
+        while kill -0 $$ 2>/dev/null; do # not longer than the script, however that ends
+            sleep 0.5 >/dev/null 2>&1 &
+            nap=$!
+            wait "$nap" || :
+            received
+            echo "torchdock: received: $stage $((received - start))"
+        done
+    ) &
+    watcher=$!
+    code=0
+    "$@" || code=$?
+    kill "$watcher" 2>/dev/null || :
+    wait "$watcher" 2>/dev/null || :
+    return "$code"
+}
+
 # archives: sets $main and $security, where Debian's archives are for this build, and $apt, the options of each call.
 archives() {
     apt="-o Acquire::Retries=3 -o APT::Sandbox::User=root -o Dir::Etc::netrc=/tmp/netrc"

@@ -13,6 +13,7 @@ archives
 export DEBIAN_FRONTEND=noninteractive
 
 # fetch MAIN SECURITY: the files of /tmp/wanted that are not there yet; apt compares each with its SHA-256.
+# What apt says is added to /tmp/mirror.
 fetch() {
     while read -r _ sha path; do
         case $path in
@@ -24,7 +25,7 @@ fetch() {
     done </tmp/wanted >/tmp/downloads
     # shellcheck disable=SC2086  # one word an option
     # Three words a file, and never a file torn apart: xargs splits long lists.
-    [ ! -s /tmp/downloads ] || xargs -n 300 /usr/lib/apt/apt-helper $apt download-file </tmp/downloads
+    [ ! -s /tmp/downloads ] || xargs -n 300 /usr/lib/apt/apt-helper $apt download-file </tmp/downloads >>/tmp/mirror 2>&1
 }
 
 # missing: the packages whose files are not there: five by name, and how many more.
@@ -49,14 +50,16 @@ if [ "$2" = locked ]; then
     carries=no
     if answers "$main" "$suite" >/tmp/mirror 2>&1; then
         carries=yes
-        fetch "$main" "$security" >>/tmp/mirror 2>&1 || true
+        watched "$layer" fetch "$main" "$security" || true
     fi
     near=$(ls /tmp/debs | wc -l)
     if [ -n "$(missing)" ]; then
         snapshot=http://snapshot.debian.org/archive # not https: a bare base has no CA, and each file has its hash
         day=$(header snapshot "$lock")
         if answers "$snapshot/debian/$day" "$suite" >/dev/null 2>&1; then
-            fetch "$snapshot/debian/$day" "$snapshot/debian-security/$day" >/dev/null 2>&1 || true
+            cp /tmp/mirror /tmp/said # what the snapshot says explains nothing of the mirror
+            watched "$layer" fetch "$snapshot/debian/$day" "$snapshot/debian-security/$day" || true
+            mv /tmp/said /tmp/mirror
         fi
     fi
     absent=$(missing)

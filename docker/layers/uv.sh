@@ -8,5 +8,5 @@ if [ -s /run/secrets/index ]; then PIP_INDEX_URL=$(cat /run/secrets/index); expo
 # pip straight out of its wheel, as ensurepip runs it: an environment for one download would take longer than that.
 PYTHONPATH=$(echo /usr/share/python-wheels/pip-*.whl)
 export PYTHONPATH
-quietly python3 -B -m pip install --quiet --disable-pip-version-check --no-cache-dir --root-user-action=ignore \
+watched uv quietly python3 -B -m pip install --quiet --disable-pip-version-check --no-cache-dir --root-user-action=ignore \
     --require-hashes --only-binary :all: --no-deps --no-compile --target /uv -r /run/uv.txt

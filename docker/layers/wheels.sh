@@ -37,7 +37,8 @@ export UV_CACHE_DIR="$venv/.uv-cache" UV_LINK_MODE=hardlink
 export UV_NO_INSTALLER_METADATA=1 UV_NO_PROGRESS=1 UV_HTTP_TIMEOUT=120
 marker=/tmp/started
 touch "$marker"
-quietly /uv/bin/uv pip install --quiet --python "$venv/bin/python" --require-hashes --no-deps --only-binary :all: -r "$lock"
+watched "$layer" quietly /uv/bin/uv pip install --quiet --python "$venv/bin/python" --require-hashes --no-deps \
+    --only-binary :all: -r "$lock"
 rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.

@@ -286,7 +286,7 @@ def adopt(
         base=found.base.reference,
         brought=origin,
     )
-    if new:  # without `foundation`: its layers are in no build cache
+    if new:  # without `steps`: its layers are in no build cache
         record = {**built.document(), "when": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         state.write(state.path("builds", f"{found.label}-{found.tag.rpartition(':')[2]}.json"), record)
     return built

@@ -101,20 +101,21 @@ class Reporter:
         return answer in ("", "y", "yes")
 
     @contextmanager
-    def step(self, title: str) -> Iterator[Step]:
-        """A step that takes a while: a line that moves on a terminal, one line at its start elsewhere."""
+    def step(self, title: str, *, measured: bool = False) -> Iterator[Step]:
+        """A step that takes a while: a line that moves on a terminal, one line at its start elsewhere.
+
+        ``measured``: the line has a bar, which :meth:`Step.measure` moves.
+        """
         started = time.monotonic()
         if self.console.is_terminal:
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-            with Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                console=self.console,
-                transient=True,
-            ) as progress:
-                yield Step(self, started, progress, progress.add_task(title), title)
+            columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+            if measured:
+                columns += [BarColumn(bar_width=20), TextColumn("{task.fields[measure]}", markup=False)]
+            with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress:
+                task = progress.add_task(title, total=None if measured else 100.0, measure="")
+                yield Step(self, started, progress, task, title)
         else:
             self.say(f"{title} ...")
             yield Step(self, started, None, None, title)
@@ -174,6 +175,16 @@ class Step:
         """What is being done now; shown on a terminal only."""
         if self._progress is not None:
             self._progress.update(self._task, description=f"{self._title}: {text}")
+
+    def measure(self, fraction: float | None, text: str) -> None:
+        """How far a measured step is, and that in words; None: nobody knows. Shown on a terminal only."""
+        if self._progress is None:
+            return
+        words = " ".join(part for part in ("" if fraction is None else f"{int(100 * fraction)}%", text) if part)
+        if fraction is None:
+            self._progress.update(self._task, measure=words)
+        else:
+            self._progress.update(self._task, total=1.0, completed=fraction, measure=words)
 
     def done(self, text: str) -> None:
         """A part that is finished: a line that stays."""

@@ -67,8 +67,11 @@ class DebianLock:
     def text(self) -> str:
         """As the file has it."""
         fields = f"suite={self.suite} architecture={self.architecture} snapshot={self.snapshot}"
+        fields += (
+            f" requested={self.requested} download={sum(one.size for one in self.packages if one.section != 'base')}"
+        )
         lines = [
-            f"# torchdock: {fields} requested={self.requested}",
+            f"# torchdock: {fields}",
             "# Written by `invoke lock`: section, name, version, SHA-256, where it lies in Debian's archives, bytes.",
         ]
         lines += [" ".join(map(str, vars(one).values())) for one in self.packages]

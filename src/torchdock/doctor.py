@@ -112,7 +112,7 @@ def examine(state: CloneState, variant: Variant, *, of: str | None = None) -> li
 def examine_disk(live: Engine, state: CloneState, variant: Variant) -> list[Finding]:
     """The space that a build finds."""
     where = live.data_root
-    image_there = any(live.image(str(record["image"])) for record in state.records() if "foundation" in record)
+    image_there = any(live.image(str(record["image"])) for record in state.records() if "steps" in record)
     free = shutil.disk_usage(where).free if where else None
     return [judge_disk(free, str(where), variant, image_there=image_there)]
 

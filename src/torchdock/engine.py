@@ -372,6 +372,10 @@ class Engine:
         digests = tuple(attributes.get("RepoDigests") or ())
         return ImageFacts(attributes["Id"], layers, int(attributes.get("Size") or 0), digests)
 
+    def history(self, reference: str) -> list[dict[str, Any]]:
+        """How an image that is there was made, as ``docker history`` lists it: the newest step first."""
+        return list(self.client.images.get(reference).history())
+
     def containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """Containers that carry all these labels (``name=value``), the stopped ones too, as the engine lists them."""
         return list(self.client.api.containers(all=True, filters={"label": list(labels)}))

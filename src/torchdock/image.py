@@ -19,31 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from torchdock import base as bases
-from torchdock import debian, devel, locks
+from torchdock import debian, devel, locks, progress, stages
 from torchdock.base import DRIFT, LOCKED, BaseChoice
-from torchdock.console import Reporter, Step
+from torchdock.console import Reporter
 from torchdock.engine import Engine
 from torchdock.errors import EngineError, TorchdockError
 from torchdock.process import stream
+from torchdock.progress import BuildProgress, Forecast
 from torchdock.sources import Sources
 from torchdock.state import CloneState
 from torchdock.variants import GB, Variant
 
-# What a stage of the Dockerfiles is for, in the words that are shown while it runs.
-STAGES = {
-    "python": "Python",
-    "system": "Debian packages",
-    "uv": "uv",
-    "cuda": "CUDA libraries (3.4 GB)",
-    "torch": "torch and torchvision",
-    "tools": "tools",
-    "merged": "layers on top of each other",
-    "recent": "tools added since",
-    "nvcc": "CUDA compiler",
-    "environment": "validation suite",
-    "devel": "validation suite",
-    "workspace": "packages of the workspace",
-}
 # The targets of a Dockerfile that people use: the environment, and the same with a compiler for CUDA.
 ENVIRONMENT, DEVEL = "environment", "devel"
 # What to do where the engine cannot build.
@@ -322,7 +308,7 @@ def ensure(
             f"the same to the bit. {CARRY}"
         )
     _require_buildx(engine)
-    check_disk(engine, state, variant, from_nothing=wishes.no_cache)
+    check_disk(engine, variant, foresee(engine, state, likely(engine, candidates), wishes))
     choices = [candidate.base for candidate in candidates]
     chosen = wishes.base or bases.obtain(
         engine, state.root, variant.base, choices, sources, reporter, locked=wishes.locked, offline=wishes.offline
@@ -330,9 +316,9 @@ def ensure(
     wanted = candidates[choices.index(chosen)]
     notes: list[str] = []
     may_drift = not (wishes.locked or wishes.offline or wishes.base)
-    if not _build(engine, state, wanted, sources, reporter, notes, may_drift=may_drift):
+    if not _build(engine, state, wanted, sources, reporter, wishes, notes, may_drift=may_drift):
         wanted = candidates[choices.index(replace(chosen, debian=DRIFT))]
-        _build(engine, state, wanted, sources, reporter, notes, may_drift=False)
+        _build(engine, state, wanted, sources, reporter, wishes, notes, may_drift=False)
     facts = engine.image(wanted.tag)
     if facts is None:
         raise TorchdockError(
@@ -353,7 +339,7 @@ def ensure(
         base=wanted.base.reference,
     )
     if wishes.tag is None:
-        _record(state, built, wanted, sources, notes)
+        _record(engine, state, built, wanted, sources, notes)
     return built
 
 
@@ -399,7 +385,7 @@ def extend(
         return found
     _require_buildx(engine)
     notes: list[str] = []
-    _build(engine, state, wanted, sources, reporter, notes, may_drift=False, meanings=meanings)
+    _build(engine, state, wanted, sources, reporter, wishes, notes, may_drift=False, meanings=meanings)
     found = find_extended(engine, environment, wanted, packages)
     if found is None:
         raise TorchdockError(
@@ -407,7 +393,7 @@ def extend(
             "removed one of them at the same moment, or its builder keeps images elsewhere. Run it again."
         )
     built = replace(found, built=True, seconds=environment.seconds + time.monotonic() - started)
-    _record(state, built, wanted, sources, notes)
+    _record(engine, state, built, wanted, sources, notes)
     return built
 
 
@@ -425,6 +411,7 @@ def _build(
     wanted: BuildPlan,
     sources: Sources,
     reporter: Reporter,
+    wishes: Wishes,
     notes: list[str],
     *,
     may_drift: bool,
@@ -435,16 +422,20 @@ def _build(
     ``notes`` takes what the scripts say of where they took things from.
     """
     log_path = state.path("logs", f"build-{wanted.label}.log")
-    reporter.say(f"Building {wanted.tag} (log: {log_path})")
-    with reporter.step(f"Image {wanted.label}") as step, log_path.open("w") as log:
-        progress = BuildProgress(step)
+    forecast = foresee(engine, state, wanted, wishes)
+    told = ": ".join(part for part in (f"Building {wanted.tag}", forecast.text) if part)
+    reporter.say(f"{told} (log: {log_path})")
+    with reporter.step(f"Image {wanted.label}", measured=True) as step, log_path.open("w") as log:
+        seen = BuildProgress(step, forecast, counts="--network=host" not in wanted.argv)
         log.write(shlex.join(wanted.argv) + "\n")
-        env = {**os.environ, OFFLINE: "1"}
-        code = stream([engine.cli, *wanted.argv[1:]], progress.line, log=log, env=env, clean=sources.redact)
-    notes += progress.notes
+        argv, env = [engine.cli, *wanted.argv[1:]], {**os.environ, OFFLINE: "1"}
+        code = stream(argv, seen.line, log=log, env=env, clean=sources.redact, logged=progress.is_news)
+        if code == 0:
+            seen.finish()
+    notes += seen.notes
     if code == 0:
         return True
-    output = progress.output_of_failure()
+    output = seen.output_of_failure()
     drift = next((line for line in output if "torchdock: drift:" in line), None)
     if drift is None or not may_drift:
         raise build_failure(output, log_path, meanings)
@@ -454,29 +445,69 @@ def _build(
     return False
 
 
-def _record(state: CloneState, built: Built, wanted: BuildPlan, sources: Sources, notes: list[str]) -> None:
+def _record(
+    engine: Engine, state: CloneState, built: Built, wanted: BuildPlan, sources: Sources, notes: list[str]
+) -> None:
     """Write what this build was made from beside the image, never into it."""
-    record = {**built.document(), "foundation": foundation(state.root, wanted.variant)}
+    made = read_stages(wanted, engine.architecture)
+    sizes = stages.layer_sizes(stages.layers(made, target(wanted)), engine.history(built.image))
+    record = {**built.document(), "steps": progress.record(stages.needed(made, target(wanted)), sizes)}
     record["when"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record["mirrors"] = [mirror.label for mirror in sources.mirrors]
     record["sources"] = notes
     state.write(state.path("builds", f"{wanted.label}-{wanted.tag.rpartition(':')[2]}.json"), record)
 
 
-def foundation(root: Path, variant: Variant) -> str:
-    """Digest of what decides the large layers: while it is the same, a rebuild takes little disk."""
-    names = ("bytecode.py", "common.sh", "debian.sh", "packages.txt", "python-packages.txt", "uv.sh", "wheels.sh")
-    files = [root / "docker/layers" / name for name in names] + [root / "docker/locks/uv.txt"]
-    wheels = [root / "docker/locks" / variant.name / f"{layer}.txt" for layer in ("cuda", "torch")]
-    files += [path for path in wheels if path.is_file()] + sorted((root / debian.FOLDER).rglob("*.txt"))
-    return digest_files(root, files, variant.base.image)
+# --- what a build will take -----------------------------------------------------------------------------------------
 
 
-def check_disk(engine: Engine, state: CloneState, variant: Variant, *, from_nothing: bool = False) -> None:
+def read_stages(wanted: BuildPlan, architecture: str) -> dict[str, stages.Stage]:
+    """The stages of the Dockerfile of a plan, with its arguments and on its base, by name."""
+    given = [value for option, value in zip(wanted.argv, wanted.argv[1:], strict=False) if option == "--build-arg"]
+    # Its base by the name that stands for its content, wherever that comes from.
+    arguments = {**dict(value.split("=", 1) for value in given if "=" in value), "BASE": wanted.base.name}
+    dockerfile = Path(wanted.argv[wanted.argv.index("--file") + 1])
+    return stages.read(wanted.root, dockerfile, input_files(wanted.root, wanted.variant), arguments, architecture)
+
+
+def stage_digests(wanted: BuildPlan, architecture: str) -> dict[str, str]:
+    """By stage, the digest of all that decides its content, the stages that it stands on and takes from included."""
+    return {name: stage.digest for name, stage in read_stages(wanted, architecture).items()}
+
+
+def foresee(engine: Engine, state: CloneState, wanted: BuildPlan, wishes: Wishes) -> Forecast:
+    """What a build by this plan will download and write.
+
+    A step counts as cached where an image that was built with it here is there, and the cache knows enough steps.
+    """
+    made = read_stages(wanted, engine.architecture)
+    steps = stages.needed(made, target(wanted))
+    records = sorted(state.records(), key=lambda record: str(record.get("when")))
+    cached: set[str] = set()
+    if not wishes.no_cache:
+        there = [record for record in records if "steps" in record and engine.image(str(record["image"])) is not None]
+        cached = {digest for record in there for digest, _ in progress.recorded(record).values()}
+        if cached and engine.cached_steps() < len(steps):  # it was emptied
+            cached = set()
+    return progress.forecast(
+        steps,
+        stages.layers(made, target(wanted)),
+        records,
+        frozenset(cached),
+        variant=wanted.variant.name,
+        image=None if wanted.added or target(wanted) != ENVIRONMENT else wanted.variant.image_bytes,
+        at_most=bool(wishes.cache_from),
+        offline=wishes.offline,
+    )
+
+
+def likely(engine: Engine, candidates: Sequence[BuildPlan]) -> BuildPlan:
+    """The plan on the base that is there; the preferred one where none is."""
+    return next((plan for plan in candidates if engine.image(plan.base.reference)), candidates[0])
+
+
+def check_disk(engine: Engine, variant: Variant, forecast: Forecast) -> None:
     """Refuse a build that the disk cannot hold, before it starts.
-
-    It needs little where the large layers are in the build cache: an image that has them is there, and the cache knows
-    enough steps. ``from_nothing``: the cache is not used.
 
     Raises:
         TorchdockError: names both sizes and what gives space back.
@@ -484,13 +515,9 @@ def check_disk(engine: Engine, state: CloneState, variant: Variant, *, from_noth
     where = engine.data_root
     if where is None:  # the engine's disk is not this host's (Docker Desktop): it will say so itself
         return
-    built_before = {
-        record.get("foundation") for record in state.records() if engine.image(str(record["image"])) is not None
-    }
-    cached = (
-        not from_nothing and foundation(state.root, variant) in built_before and engine.cached_steps() > len(STAGES)
-    )
-    need = 2 * GB if cached else variant.build_bytes
+    need = variant.build_bytes
+    if forecast.write_bytes is not None and any(one.cached and one.write for one in forecast.steps):
+        need = min(need, 2 * GB + forecast.write_bytes)
     free = shutil.disk_usage(where).free
     if free < need:
         raise TorchdockError(
@@ -500,63 +527,7 @@ def check_disk(engine: Engine, state: CloneState, variant: Variant, *, from_noth
         )
 
 
-# --- what BuildKit says ---------------------------------------------------------------------------------------------
-
-_STEP = re.compile(r"^#(\d+) \[(?:(\S+) )?(\d+)/(\d+)\] (.*)$")
-_DONE = re.compile(r"^#(\d+) (DONE ([\d.]+)s|CACHED|ERROR: (.*)|CANCELED)$")
-_OUTPUT = re.compile(r"^#(\d+) (?:[\d.]+ )?(.*)$")
-
-
-class BuildProgress:
-    """Reads BuildKit's plain progress: which stage runs, which is finished, and what a failed step printed."""
-
-    def __init__(self, step: Step | None) -> None:
-        self._step = step
-        self._stage: dict[str, tuple[str, bool]] = {}  # step number -> its stage, whether it is the stage's last
-        self._seconds: dict[str, float] = {}
-        self._output: dict[str, list[str]] = {}
-        self._failed = ""
-        self._rest: list[str] = []
-        self.notes: list[str] = []
-        self.finished: list[tuple[str, str]] = []
-
-    def line(self, text: str) -> None:
-        """One line of BuildKit's output."""
-        if match := _STEP.match(text):
-            number, stage, index, total, instruction = match.groups()
-            if stage in STAGES and not instruction.startswith("FROM"):
-                self._stage[number] = (stage, index == total)
-                if self._step is not None:
-                    self._step.now(STAGES[stage])
-        elif match := _DONE.match(text):
-            number, word, seconds, error = match.groups()
-            if error is not None:
-                self._failed = number
-                self._output.setdefault(number, []).append(error)
-            elif number in self._stage and word != "CANCELED":
-                self._finish(*self._stage.pop(number), None if word == "CACHED" else float(seconds))
-        elif match := _OUTPUT.match(text):
-            number, output = match.groups()
-            self._output.setdefault(number, []).append(output)
-            if output.startswith("torchdock: source: "):
-                self.notes.append(output.removeprefix("torchdock: source: "))
-            if "exporting" in output and self._step is not None:
-                self._step.now("writing the image")
-        else:
-            self._rest.append(text)
-
-    def _finish(self, stage: str, last: bool, seconds: float | None) -> None:
-        if seconds is not None:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
-        if last:
-            took = f"{self._seconds[stage]:.0f} s" if stage in self._seconds else "cached"
-            self.finished.append((stage, took))
-            if self._step is not None:
-                self._step.done(f"{STAGES[stage]}: {took}")
-
-    def output_of_failure(self) -> list[str]:
-        """What the failed step printed; what BuildKit itself said where no step failed."""
-        return self._output.get(self._failed) or [line for line in self._rest if line.strip()]
+# --- what a failure means ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

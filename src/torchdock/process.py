@@ -70,10 +70,12 @@ def stream(
     log: TextIO,
     env: Mapping[str, str] | None = None,
     clean: Callable[[str], str] = str,
+    logged: Callable[[str], bool] = bool,
 ) -> int:
     """Run a command, both streams merged; every line goes to the log and to ``on_line``. Returns the exit code.
 
-    ``clean`` takes out of each line what nobody may read, before it goes anywhere.
+    ``clean`` takes out of each line what nobody may read, before it goes anywhere. What ``logged`` is false
+    for goes to ``on_line`` alone.
 
     The child has a process group of its own, so that Ctrl-C reaches it once, from here, and it may end in good order.
 
@@ -94,8 +96,9 @@ def stream(
     try:
         for raw in child.stdout:
             line = clean(raw)
-            log.write(line)
-            log.flush()
+            if logged(line):
+                log.write(line)
+                log.flush()
             on_line(line.rstrip("\n"))
         return child.wait()
     except BaseException:

@@ -456,7 +456,7 @@ def _build_again(
 
 
 def _record(state: CloneState, variant: Variant, tag: str) -> None:
-    # `clean --images` finds the image by it. Without `foundation`, so that no build counts on it for little disk.
+    # `clean --images` finds the image by it. Without `steps`, so that no build counts on it for little disk.
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"image": tag, "variant": variant.name, "when": when}
     state.write(state.path("builds", f"verify-{tag.rpartition(':')[2]}.json"), record)

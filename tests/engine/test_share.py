@@ -229,7 +229,7 @@ def test_one_builds_and_the_team_pulls(anna: Person, serve: Serve, engine: Engin
     origin = f"{server.repository}@{pushed['digest']}"
     assert pulled["brought"] == origin and uses.brought(engine, built["image"]) == origin
     (record,) = CloneState(anna.clone).records()
-    assert (record["image"], record["brought"]) == (built["image"], origin) and "foundation" not in record
+    assert (record["image"], record["brought"]) == (built["image"], origin) and "steps" not in record
     assert names(engine, server.repository) == []
 
     anna.forget(built)

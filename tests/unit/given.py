@@ -87,6 +87,9 @@ class TableEngine(Engine):
     def image(self, reference: str) -> ImageFacts | None:
         return ImageFacts(f"sha256:{reference}", ("sha256:1",), 1) if reference in self._given[2] else None
 
+    def history(self, reference: str) -> list[dict[str, Any]]:
+        return []
+
     def containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         def has(found: dict[str, Any], label: str) -> bool:
             key, equals, value = label.partition("=")

@@ -1,12 +1,15 @@
 """What people and programs read: one document on stdout, people's text plain and out of its way."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from given import ROOT
+from rich.console import Console
 
 from torchdock.console import Reporter
 
@@ -60,6 +63,38 @@ def test_with_json_stdout_is_one_document_and_nothing_else(capsys: pytest.Captur
     assert [line.strip() for line in err.splitlines()] == [
         *("said", "fallback: why", "well", "a", "cell", "Building ...", "part")
     ]
+
+
+class Terminal(io.StringIO):
+    """Something that is written to as to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_measured_step_has_a_bar_that_is_full_at_its_end() -> None:
+    reporter, screen = Reporter(), Terminal()
+    reporter.console = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    with reporter.step("Image [cu130]", measured=True) as step:
+        for fraction, text in ((None, ""), (0.129, "1.2 of 9.5 GB"), (0.996, "9.4 of 9.5 GB"), (1.0, "9.5 of 9.5 GB")):
+            step.now("CUDA libraries, tools")
+            step.measure(fraction, text)
+            assert step._progress is not None
+            step._progress.refresh()
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.getvalue()))
+    shown = [line for line in lines if "Image [cu130]: CUDA libraries, tools" in line]
+    assert "%" not in shown[0] and [
+        found[0] for line in shown for found in [re.search(r"\d+% .* GB", line)] if found
+    ] == ["12% 1.2 of 9.5 GB", "99% 9.4 of 9.5 GB", *["100% 9.5 of 9.5 GB"] * (len(shown) - 3)]
+    full = [line.count("\u2501") for line in shown]
+    assert full[-1] == 20
+    assert {count for line, count in zip(shown, full, strict=True) if "12%" in line} == {2}
+
+
+def test_without_a_terminal_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter().step("Image", measured=True) as step:
+        step.measure(0.5, "1.2 of 9.5 GB")
+    assert capsys.readouterr().out == "Image ...\n"
 
 
 def test_without_json_there_is_no_document(capsys: pytest.CaptureFixture[str]) -> None:

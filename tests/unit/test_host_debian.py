@@ -12,7 +12,7 @@ from torchdock.sources import Mirror, Sources
 
 SUM = "5" * 64
 LOCK = f"""\
-# torchdock: suite=trixie architecture=amd64 snapshot=20261122T021046Z requested=0123456789ab
+# torchdock: suite=trixie architecture=amd64 snapshot=20261122T021046Z requested=0123456789ab download=8890
 # Written by `invoke lock`: section, name, version, SHA-256, where it lies in Debian's archives, bytes.
 base bash 5.2.37-2+b9 {SUM} debian/pool/main/b/bash/bash_5.2.37-2%2bb9_amd64.deb 1498
 python python3 3.13.5-1 {SUM} debian/pool/main/p/python3-defaults/python3_3.13.5-1_amd64.deb 28

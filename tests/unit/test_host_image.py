@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from given import ROOT, TableEngine, program
 
-from torchdock import base, image, variants
+from torchdock import base, image, stages, variants
 from torchdock.console import Reporter
 from torchdock.engine import Engine, ImageFacts
 from torchdock.errors import EngineError, TorchdockError
@@ -26,7 +26,6 @@ REGISTRY = BaseChoice("registry", VARIANT.base.image, VARIANT.base.image)
 MADE = BaseChoice("bootstrapped", "torchdock/base:trixie-0123456789ab", "torchdock/base:trixie-0123456789ab")
 NOTHING = Sources(None, ())
 LOG = Path("/clone/.torchdock/logs/build-cu130.log")
-DOCKERFILE = (ROOT / VARIANT.dockerfile).read_text()
 GB = 10**9
 
 
@@ -357,10 +356,14 @@ class Builder(TableEngine):
         path = program(folder / "docker-cli", f'cd {folder}; printf "%s\\n" "$*" >>argv; case "$1" in {script} esac')
         super().__init__(cli=path, data_root=None, images=images)
         self.folder = folder
+        self.layers: list[dict[str, Any]] = []
 
     def image(self, reference: str) -> "ImageFacts | None":
         built = (self.folder / "built").exists() and reference.startswith("torchdock/cu130:")
         return ImageFacts("sha256:new", ("sha256:1",), 1) if built else super().image(reference)
+
+    def history(self, reference: str) -> "list[dict[str, Any]]":
+        return self.layers
 
     @property
     def said(self) -> "list[str]":
@@ -369,7 +372,8 @@ class Builder(TableEngine):
 
 
 UNREACHABLE = "pull) echo 'dial tcp: lookup registry: no such host' >&2; exit 1;;"
-BUILDS = "buildx) echo '#5 [system 2/2] RUN x'; echo '#5 DONE 9.0s'; touch built;;"
+BUILDS = "buildx) echo '#5 [system 2/2] RUN x'; echo '#5 1.0 torchdock: received: system 77'; echo '#5 DONE 9.0s'; "
+BUILDS += "touch built;;"
 
 
 @pytest.fixture
@@ -383,6 +387,9 @@ def ensure(engine: TableEngine, clone: Path, given: Sources = NOTHING, **wishes:
 
 def test_an_image_is_built_on_the_pinned_base_and_recorded(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = Builder(clone, f"pull) ;; {BUILDS}")
+    wanted = image.plans(clone, VARIANT, engine, NOTHING)[0]
+    made = stages.layers(image.read_stages(wanted, "x86_64"), "environment")
+    engine.layers = [{"CreatedBy": "RUN sh suite.sh", "Size": 4}, *[{"CreatedBy": "RUN x"}] * (len(made) - 1)]
     built = ensure(engine, clone)
     wanted = image.plans(clone, VARIANT, engine, NOTHING)[0]
     assert engine.said == [f"pull --quiet {VARIANT.base.image}", " ".join(wanted.argv[1:])]
@@ -393,13 +400,18 @@ def test_an_image_is_built_on_the_pinned_base_and_recorded(clone: Path, capsys: 
         "seconds": 0,
         "when": "",
         "base": VARIANT.base.image,
-        "foundation": image.foundation(clone, VARIANT),
+        "steps": record["steps"],
         "mirrors": [],
         "sources": [],
     }
+    digests = image.stage_digests(wanted, "x86_64")
+    assert record["steps"]["torch 1/1"] == {"digest": digests["torch"], "bytes": 0}
+    assert record["steps"]["environment 1/1"] == {"digest": digests["environment"], "bytes": 4}
     log = (clone / ".torchdock/logs/build-cu130.log").read_text()
     assert log == f"{shlex.join(wanted.argv)}\n#5 [system 2/2] RUN x\n#5 DONE 9.0s\n"
-    assert "Debian packages: 9 s" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Debian packages: 9 s" in said and "received" not in said
+    assert f"Building {wanted.tag}: " in said
 
 
 def test_a_base_that_is_there_is_not_pulled_again(clone: Path) -> None:
@@ -518,135 +530,6 @@ def test_no_cache_builds_what_is_there(clone: Path) -> None:
     assert engine.said == []
     assert ensure(engine, clone, no_cache=True).built is True
     assert " --no-cache " in engine.said[-1]
-
-
-# --- progress ---
-
-COLD = """\
-#0 building with "default" instance using docker driver
-
-#1 [internal] load build definition from cuda.Dockerfile
-#1 transferring dockerfile: 5.10kB 0.0s done
-#1 DONE 0.0s
-
-#4 [system 1/2] FROM docker.io/torchdock/base:trixie-2b0d8127fb09
-#4 DONE 0.0s
-
-#4 [system 1/2] FROM docker.io/torchdock/base:trixie-2b0d8127fb09
-#4 CACHED
-
-#5 [system 2/2] RUN --mount=type=secret,id=ca     sh /run/debian.sh system locked
-#5 2.114 debconf: delaying package configuration
-#5 DONE 24.6s
-
-#6 [uv 1/1] RUN --mount=type=bind,source=docker/locks/uv.txt
-#6 DONE 5.1s
-
-#7 [cuda 1/1] RUN sh /run/wheels.sh /run/lock.txt
-#7 ...
-
-#8 [auth] sharing credentials
-#8 DONE 0.1s
-
-#7 [cuda 1/1] RUN sh /run/wheels.sh /run/lock.txt
-#7 DONE 27.3s
-
-#9 [torch 1/1] RUN sh /run/wheels.sh /run/lock.txt
-#9 CACHED
-
-#10 [environment 1/2] RUN sh /run/clone/docker/layers/suite.sh /run/clone cu130
-#10 DONE 0.4s
-
-#11 [environment 2/2] WORKDIR /workspace
-#11 DONE 0.3s
-
-#12 exporting to image
-#12 exporting layers 11.2s done
-#12 DONE 11.3s
-"""
-FAILED = """\
-#6 [system 2/2] RUN echo packages
-#6 0.714 packages
-#6 DONE 0.8s
-
-#9 [tools 1/1] RUN sh /run/wheels.sh /run/lock.txt
-#9 0.300 something unrelated
-
-#7 [torch 1/1] RUN sh /run/wheels.sh /run/lock.txt
-#7 0.702 error: Failed to download `triton==3.8.0`
-#7 0.702   cause: Hash mismatch for `triton==3.8.0`
-#7 ERROR: process "/bin/sh -c sh /run/wheels.sh /run/lock.txt" did not complete successfully: exit code: 1
-
-#9 [tools 1/1] RUN sh /run/wheels.sh /run/lock.txt
-#9 CANCELED
-------
- > [torch 1/1] RUN sh /run/wheels.sh /run/lock.txt:
-0.702 error: Failed to download `triton==3.8.0`
-------
-cuda.Dockerfile:47
-ERROR: failed to solve: process "/bin/sh -c sh /run/wheels.sh /run/lock.txt" did not complete successfully: exit code: 1
-"""
-
-
-class Screen:
-    """What a step was told to show."""
-
-    def __init__(self) -> None:
-        self.doing: list[str] = []
-        self.finished: list[str] = []
-
-    def now(self, text: str) -> None:
-        self.doing.append(text)
-
-    def done(self, text: str) -> None:
-        self.finished.append(text)
-
-
-def read(text: str, screen: "Screen | None" = None) -> image.BuildProgress:
-    progress = image.BuildProgress(screen)  # type: ignore[arg-type]
-    for line in text.splitlines():
-        progress.line(line)
-    return progress
-
-
-def test_each_stage_is_finished_once_with_the_time_of_all_its_steps() -> None:
-    assert read(COLD).finished == [
-        ("system", "25 s"),
-        ("uv", "5 s"),
-        ("cuda", "27 s"),
-        ("torch", "cached"),
-        ("environment", "1 s"),
-    ]
-
-
-def test_what_runs_is_shown_in_words() -> None:
-    screen = Screen()
-    read(COLD, screen)
-    assert screen.finished[0] == "Debian packages: 25 s"
-    assert screen.finished[3] == "torch and torchvision: cached"
-    assert screen.doing[0] == "Debian packages"
-    assert screen.doing[-1] == "writing the image"
-
-
-def test_what_the_failed_step_printed_is_kept_and_no_other() -> None:
-    progress = read(FAILED)
-    assert progress.finished == [("system", "1 s")]
-    assert progress.output_of_failure()[:2] == [
-        "error: Failed to download `triton==3.8.0`",
-        "  cause: Hash mismatch for `triton==3.8.0`",
-    ]
-    assert not any("unrelated" in line for line in progress.output_of_failure())
-
-
-def test_where_no_step_failed_what_buildkit_said_is_kept() -> None:
-    progress = read("#1 [internal] load build definition\n\nERROR: Cannot connect to the Docker daemon\n")
-    assert progress.output_of_failure() == ["ERROR: Cannot connect to the Docker daemon"]
-
-
-def test_every_stage_of_the_dockerfile_has_words() -> None:
-    files = DOCKERFILE + (ROOT / "docker/workspace.Dockerfile").read_text()
-    stages = re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", files, re.M | re.S)
-    assert {name for name, body in stages if re.search("^RUN", body, re.M)} == set(image.STAGES)
 
 
 # --- failures ---
@@ -832,7 +715,8 @@ Usage = namedtuple("Usage", "total used free")
 
 def check(root: Path, engine: Engine, free: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image.shutil, "disk_usage", lambda path: Usage(10**12, 0, int(free)))
-    image.check_disk(engine, CloneState(root), VARIANT)
+    wanted = image.likely(engine, image.plans(root, VARIANT, engine, NOTHING))
+    image.check_disk(engine, VARIANT, image.foresee(engine, CloneState(root), wanted, Wishes()))
 
 
 def test_a_cold_build_is_refused_before_it_fills_the_disk(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -845,56 +729,103 @@ def test_a_cold_build_is_refused_before_it_fills_the_disk(clone: Path, monkeypat
     assert "docker builder prune" in str(refused.value) and "Nothing was changed." in str(refused.value)
 
 
+def keep(root: Path, plan: image.BuildPlan, sizes: int = GB) -> None:
+    """The record of a build by this plan, whose image is torchdock/cu130:old, each of its layers of so many bytes."""
+    steps = {step.label: {"digest": step.digest, "bytes": sizes} for step in steps_of(plan)}
+    record = {"image": "torchdock/cu130:old", "variant": "cu130", "steps": steps}
+    state = CloneState(root)
+    state.write(state.path("builds", "cu130-old.json"), record)
+
+
+def steps_of(plan: image.BuildPlan) -> "list[stages.BuildStep]":
+    return stages.needed(image.read_stages(plan, "x86_64"), "environment")
+
+
+OLD = ["torchdock/cu130:old"]
+
+
 @pytest.mark.parametrize(
-    ("images", "foundation", "cached", "accepted"),
+    ("images", "changed", "cached", "need"),
     [
-        pytest.param(["torchdock/cu130:old"], "same", 30, True, id="on the large layers of an image that is there"),
-        pytest.param([], "same", 30, False, id="the image is gone"),
-        pytest.param(["torchdock/cu130:old"], "other", 30, False, id="the large layers changed"),
-        pytest.param(["torchdock/cu130:old"], "same", 0, False, id="the build cache was emptied"),
+        pytest.param(
+            OLD, "tests/container/conftest.py", 30, 3 * GB, id="on the large layers of an image that is there"
+        ),
+        pytest.param([], "tests/container/conftest.py", 30, VARIANT.build_bytes, id="the image is gone"),
+        pytest.param(OLD, "docker/layers/common.sh", 30, VARIANT.build_bytes, id="all layers changed"),
+        pytest.param(OLD, "tests/container/conftest.py", 0, VARIANT.build_bytes, id="the build cache was emptied"),
     ],
 )
-def test_a_rebuild_needs_little_disk(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, images: "list[str]", foundation: str, cached: int, accepted: bool
+def test_a_rebuild_needs_room_for_what_it_writes(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, images: "list[str]", changed: str, cached: int, need: int
 ) -> None:
-    state = CloneState(clone)
-    known = image.foundation(clone, VARIANT) if foundation == "same" else foundation
-    state.write(state.path("builds", "cu130-old.json"), {"image": "torchdock/cu130:old", "foundation": known})
     engine = TableEngine(data_root=clone, images=images, cached_steps=cached)
-    if accepted:
-        check(clone, engine, 2 * GB, monkeypatch)
-        with pytest.raises(TorchdockError, match=r"needs 2\.0 GB free"):
-            check(clone, engine, 2 * GB - 1, monkeypatch)
-    else:
-        with pytest.raises(TorchdockError, match=rf"needs {VARIANT.build_bytes / GB:.1f} GB free"):
-            check(clone, engine, 2 * GB, monkeypatch)
+    keep(clone, image.plans(clone, VARIANT, engine, NOTHING)[0])
+    with (clone / changed).open("a") as file:
+        file.write("\n# another\n")
+    check(clone, engine, need, monkeypatch)
+    with pytest.raises(TorchdockError, match=rf"needs {need / GB:.1f} GB free"):
+        check(clone, engine, need - 1, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("name", "large"),
-    [
-        ("docker/layers/packages.txt", True),
-        ("docker/layers/debian.sh", True),
-        ("docker/layers/wheels.sh", True),
-        ("docker/layers/common.sh", True),
-        ("docker/locks/debian/python/amd64.txt", True),
-        ("docker/locks/uv.txt", True),
-        ("docker/locks/cu130/cuda.txt", True),
-        ("docker/locks/cu130/torch.txt", True),
-        ("docker/locks/cu130/tools.txt", False),
-        ("docker/locks/cu130/recent.txt", False),
-        ("docker/entrypoint.sh", False),
-        ("tests/container/conftest.py", False),
-    ],
-)
-def test_the_foundation_is_what_the_large_layers_are_made_of(clone: Path, name: str, large: bool) -> None:
-    before = image.foundation(clone, VARIANT)
-    with (clone / name).open("a") as file:
-        file.write("\n")
-    assert (image.foundation(clone, VARIANT) != before) is large
+def test_without_the_cache_nothing_counts_as_cached(clone: Path) -> None:
+    engine = TableEngine(images=OLD)
+    plan = image.plans(clone, VARIANT, engine, NOTHING)[0]
+    keep(clone, plan)
+    state = CloneState(clone)
+    assert image.foresee(engine, state, plan, Wishes()).text == "nothing to download, nothing to write"
+    anew = image.foresee(engine, state, plan, Wishes(no_cache=True))
+    assert not [one for one in anew.steps if one.cached]
+
+
+def test_a_build_on_another_base_or_with_other_packages_has_nothing_in_the_cache(clone: Path) -> None:
+    engine = TableEngine(images=OLD)
+    plans = image.plans(clone, VARIANT, engine, NOTHING)
+    keep(clone, plans[0])
+    for other in plans[1:]:
+        assert not [one for one in image.foresee(engine, CloneState(clone), other, Wishes()).steps if one.cached]
+
+
+def test_a_mirror_of_the_base_has_what_the_base_has(clone: Path) -> None:
+    engine = TableEngine(images=OLD)
+    keep(clone, image.plans(clone, VARIANT, engine, NOTHING)[0])
+    plan = image.plans(clone, VARIANT, engine, Sources(None, (), base_image="lab:5000/debian"))[0]
+    assert image.foresee(engine, CloneState(clone), plan, Wishes()).running == []
 
 
 def test_a_disk_that_is_not_this_hosts_is_not_judged(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(clone, TableEngine(data_root=None), 0, monkeypatch)
     with pytest.raises(TorchdockError):
         check(clone, TableEngine(data_root=clone), 0, monkeypatch)
+
+
+# --- what the stages are made of ---
+
+ALWAYS, LAST = {"environment", "devel"}, {"configured", "nvcc", "devel-amd64", "devel-arm64", *("environment", "devel")}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "same"),
+    [
+        ("docker/layers/packages.txt", {"system"}, set()),
+        ("docker/layers/common.sh", {"system", "uv", "cuda", "torch", "tools"}, set()),
+        ("docker/locks/uv.txt", {"uv", "cuda", "torch", "tools"}, {"system"}),
+        ("docker/locks/cu130/cuda.txt", {"cuda", "torch"}, {"system", "uv"}),
+        ("docker/locks/cu130/torch.txt", {"torch"}, {"system", "uv", "cuda"}),
+        ("docker/locks/cu130/tools.txt", {"tools"}, {"system", "uv", "cuda", "torch"}),
+        ("docker/locks/cu130/devel.txt", {"nvcc"}, {"system", "uv", "cuda", "torch", "tools", "configured"}),
+        ("tests/container/conftest.py", set(), {"system", "uv", "cuda", "torch", "tools", "configured", "nvcc"}),
+        ("docker/requirements.in", set(), {"system", "uv", "cuda", "torch", "tools", *LAST}),
+    ],
+)
+def test_a_changed_file_changes_the_stages_that_are_made_of_it(
+    clone: Path, name: str, changed: "set[str]", same: "set[str]"
+) -> None:
+    plan = image.plans(clone, VARIANT, TableEngine(), NOTHING)[0]
+    before = image.stage_digests(plan, "x86_64")
+    assert before == image.stage_digests(plan, "x86_64")
+    with (clone / name).open("a") as file:
+        file.write("\n# another\n")
+    after = image.stage_digests(plan, "x86_64")
+    differ = {stage for stage in before if after[stage] != before[stage]}
+    assert changed <= differ and not same & differ
+    assert ALWAYS & differ == (ALWAYS - same if name != "docker/locks/cu130/devel.txt" else {"devel"})

@@ -439,7 +439,7 @@ def test_what_is_pulled_is_named_after_it_was_checked(shelf: Shelf, tmp_path: Pa
     assert set(shelf.known) == {plan.references[0], planned().tag}  # the name that was there before stays
     assert shelf.names == [(planned().tag, PINNED.reference, pulled.brought)]
     (record,) = state.records()
-    assert record["image"] == planned().tag and "foundation" not in record
+    assert record["image"] == planned().tag and "steps" not in record
     # Once more: it is there already, and is no news.
     assert share.pull(shelf, state, plan, Reporter()).id == "sha256:same"
     assert len(shelf.names) == 1
