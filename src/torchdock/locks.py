@@ -430,21 +430,22 @@ def files(
     return written
 
 
-def download_bytes(root: Path, variant: Variant, layer: str, architecture: str) -> int | None:
-    """What a build of this layer of wheels downloads, in bytes; None where the lock does not say it.
+def download_bytes(lock: Path, architecture: str) -> int | None:
+    """What a lock file of wheels or Debian packages says that a build downloads for it, in bytes.
 
-    ``layer``: one of :data:`LAYERS`; ``architecture`` as ``uname -m`` names it.
-
-    Raises:
-        InputError: the lock's file is damaged.
+    ``architecture``: as ``uname -m`` names it. None where the file does not say it, or is not there; 0 where it has no
+    packages.
     """
-    text = texts(root, variant).get(layer)
-    if text is None:
-        return None if layer in layers(variant) else 0
-    found = header(text)
-    if found is not None and architecture in found.download:
-        return found.download[architecture]
-    return None if parse(text, f"docker/locks/{variant.name}/{layer}.txt") else 0
+    try:
+        text = lock.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    first = text.partition("\n")[0]
+    said = re.search(r"\sdownload=(\S+)", first) if first.startswith("# torchdock:") else None
+    sizes = {name: int(size) for name, size in re.findall(r"(?:([\w.-]+):)?(\d+)(?:,|$)", said[1] if said else "")}
+    empty = not any(line.strip() and not line.startswith("#") for line in text.splitlines())
+    # A file for one architecture names none.
+    return sizes.get(architecture, sizes.get("", 0 if empty else None))
 
 
 def replace(files: Mapping[Path, str | None]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torchdock.debian import ARCHITECTURES
+from torchdock.locks import download_bytes
 
 _LOCKS = Path("docker/locks")
 _OFFLINE = "offline"  # the secret by which a step is told to download nothing: what has it downloads
@@ -198,31 +199,9 @@ class _Reader:
     def _download(self, sources: Iterable[Path]) -> int | None:
         paths = [self._root / source for source in sources]
         word = ARCHITECTURES.get(self._architecture, self._architecture)
-        found = [
-            download_bytes(path / f"{word}.txt" if path.is_dir() else path, self._architecture, self._name)
-            for path in paths
-        ]
+        found = [download_bytes(path / f"{word}.txt" if path.is_dir() else path, self._architecture) for path in paths]
         known = [size for size in found if size is not None]
         return sum(known) if known and len(known) == len(found) else None
-
-
-def download_bytes(lock: Path, architecture: str, stage: str) -> int | None:
-    """What a lock says in its first line that a build downloads for it, in bytes; None where it does not say it.
-
-    ``download=`` has one number, or one for each architecture (``x86_64:1,aarch64:2``) or stage (``python:1,uv:2``).
-    """
-    try:
-        text = lock.read_text(encoding="utf-8")
-    except OSError:
-        return None
-    first = text.partition("\n")[0]
-    said = re.search(r"\sdownload=(\S+)", first) if first.startswith("# torchdock:") else None
-    if said is None:
-        empty = not any(line.strip() and not line.startswith("#") for line in text.splitlines())
-        return 0 if empty else None
-    sizes = {name: int(size) for name, size in re.findall(r"(?:([\w.-]+):)?(\d+)(?:,|$)", said[1])}
-    names = (architecture, ARCHITECTURES.get(architecture, ""), stage, "")
-    return next((sizes[name] for name in names if name in sizes), None)
 
 
 def _options(name: str, rest: str) -> list[str]:

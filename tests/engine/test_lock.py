@@ -196,7 +196,8 @@ def test_no_version_moves_unasked(locked: Path, index: indexes.Index) -> None:
 def test_what_a_layer_downloads_is_asked_when_it_changes(locked: Path, index: indexes.Index) -> None:
     def downloads(variant: str) -> list[int | None]:
         row = VARIANTS[variant]
-        return [locks.download_bytes(locked, row, layer, "x86_64") for layer in locks.layers(row)]
+        folder = locks.folder(locked, variant)
+        return [locks.download_bytes(folder / f"{layer}.txt", "x86_64") for layer in locks.layers(row)]
 
     assert downloads("cpu") == [None, None, 0]  # the index had pages without sizes
     before = snapshot(locked)

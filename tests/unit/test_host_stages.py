@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from torchdock import stages
+from torchdock import locks, stages
 
 DOCKERFILE = """\
 # comment
@@ -17,13 +17,14 @@ ARG DEBIAN=locked
 RUN --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \\
     # comment
     --mount=type=bind,source=docker/layers/python-packages.txt,target=/run/packages.txt \\
-    --mount=type=bind,source=docker/locks/debian,target=/run/debian --mount=type=secret,id=offline \\
+    --mount=type=bind,source=docker/locks/debian/python,target=/run/debian --mount=type=secret,id=offline \\
     sh /run/debian.sh python "$DEBIAN"
 
 FROM python AS system
 RUN --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \\
     --mount=type=bind,source=docker/layers/packages.txt,target=/run/packages.txt \\
-    --mount=type=bind,source=docker/locks/debian,target=/run/debian --mount=type=secret,id=offline sh /run/debian.sh
+    --mount=type=bind,source=docker/locks/debian/system,target=/run/debian --mount=type=secret,id=offline \\
+    sh /run/debian.sh
 
 FROM python AS uv
 RUN --mount=type=bind,source=docker/locks/uv.txt,target=/run/uv.txt --mount=type=secret,id=offline sh /run/uv.sh
@@ -65,8 +66,10 @@ FILES = {
     "docker/layers/debian.sh": "x",
     "docker/layers/packages.txt": "gcc",
     "docker/layers/python-packages.txt": "python3",
-    "docker/locks/debian/amd64.txt": "# torchdock: suite=trixie download=python:11,system:22\ngcc\n",
-    "docker/locks/debian/arm64.txt": "# torchdock: suite=trixie download=python:33,system:44\ngcc\n",
+    "docker/locks/debian/python/amd64.txt": "# torchdock: suite=trixie download=11\npython3\n",
+    "docker/locks/debian/python/arm64.txt": "# torchdock: suite=trixie download=33\npython3\n",
+    "docker/locks/debian/system/amd64.txt": "# torchdock: suite=trixie download=22\ngcc\n",
+    "docker/locks/debian/system/arm64.txt": "# torchdock: suite=trixie download=44\ngcc\n",
     "docker/locks/uv.txt": "uv==1\n",
     "docker/locks/cu130/cuda.txt": "# torchdock: variant=cu130 download=x86_64:1000,aarch64:2000 layer=cuda\na==1\n",
     "docker/locks/cu130/tools.txt": "# torchdock: variant=cu130\na==1\n",
@@ -113,7 +116,7 @@ EVERY = {"python", "system", "uv", "cuda", "tools", *TOP}
         ("docker/layers/packages.txt", {"system", *TOP}),
         ("docker/layers/python-packages.txt", EVERY),
         ("docker/layers/debian.sh", EVERY),
-        ("docker/locks/debian/amd64.txt", EVERY),
+        ("docker/locks/debian/python/amd64.txt", EVERY),
         ("docker/locks/uv.txt", EVERY - {"python", "system"}),
         ("docker/locks/cu130/cuda.txt", {"cuda", *TOP}),
         ("docker/locks/cu128/cuda.txt", set()),
@@ -180,7 +183,8 @@ def test_what_a_step_downloads_is_what_its_lock_says(clone: Path) -> None:
     ("text", "size"),
     [
         ("# torchdock: suite=trixie download=77 x=1\ngcc\n", 77),
-        ("# torchdock: download=uv:9\nuv==1\n", 9),
+        ("# torchdock: download=x86_64:9,aarch64:8\nuv==1\n", 9),
+        ("# torchdock: layer=recent\n# nothing\n", 0),
         ("# torchdock: download=aarch64:9\nuv==1\n", None),
         ("# torchdock: download=\nuv==1\n", None),
         ("# torchdock: download=some\nuv==1\n", None),
@@ -190,8 +194,8 @@ def test_what_a_step_downloads_is_what_its_lock_says(clone: Path) -> None:
 )
 def test_a_lock_that_does_not_say_it_is_unknown(tmp_path: Path, text: str, size: "int | None") -> None:
     (tmp_path / "lock.txt").write_text(text)
-    assert stages.download_bytes(tmp_path / "lock.txt", "x86_64", "uv") == size
-    assert stages.download_bytes(tmp_path / "none.txt", "x86_64", "uv") is None
+    assert locks.download_bytes(tmp_path / "lock.txt", "x86_64") == size
+    assert locks.download_bytes(tmp_path / "none.txt", "x86_64") is None
 
 
 def test_the_sizes_of_layers_are_those_of_the_steps_that_made_them(clone: Path) -> None:
