@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torchdock import base as bases
-from torchdock import debian, devel, locks, progress, stages
+from torchdock import debian, devel, locks, progress, rawjson, stages
 from torchdock.base import DRIFT, LOCKED, BaseChoice
 from torchdock.console import Reporter
 from torchdock.engine import Engine
@@ -43,6 +43,8 @@ OFFLINE = "TORCHDOCK_OFFLINE"  # by this variable the scripts of the layers are 
 @dataclass(frozen=True)
 class BuildPlan:
     """Exactly what will be built. ``argv`` is the one docker command, good in any folder.
+
+    It has ``--progress=plain``, for people; where buildx can tell the same as events, it is run so (`rawjson`).
 
     Attributes:
         base: what it stands on: a base, or, for what is added to an environment, that environment's image.
@@ -191,8 +193,11 @@ def plan(
 
 
 def command(builder: str, dockerfile: Path, target: str, tag: str, epoch: int) -> list[str]:
-    """How every image is built: no attestations, the times of its configuration fixed (seconds since 1970)."""
-    argv = ["docker", "buildx", "build", "--builder", builder, "--progress=plain", "--provenance=false", "--sbom=false"]
+    """How every image is built: no attestations, the times of its configuration fixed (seconds since 1970).
+
+    Its output is for people to read.
+    """
+    argv = ["docker", "buildx", "build", "--builder", builder, rawjson.PLAIN, "--provenance=false", "--sbom=false"]
     argv += ["--file", str(dockerfile), "--target", target, "--tag", tag]
     return [*argv, "--build-arg", f"SOURCE_DATE_EPOCH={epoch}"]
 
@@ -428,8 +433,9 @@ def _build(
     with reporter.step(f"Image {wanted.label}", measured=True) as step, log_path.open("w") as log:
         seen = BuildProgress(step, forecast, counts="--network=host" not in wanted.argv)
         log.write(shlex.join(wanted.argv) + "\n")
-        argv, env = [engine.cli, *wanted.argv[1:]], {**os.environ, OFFLINE: "1"}
-        code = stream(argv, seen.line, log=log, env=env, clean=sources.redact, logged=progress.is_news)
+        argv, translate = rawjson.listening([engine.cli, *wanted.argv[1:]], engine.facts.buildx)
+        env, clean, news = {**os.environ, OFFLINE: "1"}, sources.redact, progress.is_news
+        code = stream(argv, seen.line, log=log, env=env, clean=clean, logged=news, translate=translate)
         if code == 0:
             seen.finish()
     notes += seen.notes

@@ -71,11 +71,13 @@ def stream(
     env: Mapping[str, str] | None = None,
     clean: Callable[[str], str] = str,
     logged: Callable[[str], bool] = bool,
+    translate: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> int:
     """Run a command, both streams merged; every line goes to the log and to ``on_line``. Returns the exit code.
 
-    ``clean`` takes out of each line what nobody may read, before it goes anywhere. What ``logged`` is false
-    for goes to ``on_line`` alone.
+    ``translate`` makes of the lines that the command prints, as they come, those that are meant here. ``clean`` takes
+    out of each of these what nobody may read, before it goes anywhere. What ``logged`` is false for goes to ``on_line``
+    alone.
 
     The child has a process group of its own, so that Ctrl-C reaches it once, from here, and it may end in good order.
 
@@ -94,8 +96,7 @@ def stream(
     )
     assert child.stdout is not None
     try:
-        for raw in child.stdout:
-            line = clean(raw)
+        for line in map(clean, translate(child.stdout)):
             if logged(line):
                 log.write(line)
                 log.flush()

@@ -32,7 +32,7 @@ _PARTS = {"python": "Debian", "system": "Debian", "cuda": "CUDA", "recent": "rec
 # By this line of a step's output it says how many bytes it has received so far.
 _RECEIVED = re.compile(r"^#(\d+) (?:[\d.]+ )?torchdock: received: \S+ (\d+)$")
 # What counters see is more than the files (TLS, TCP, indexes), and after the last byte comes work: unpacking,
-# compiling. So a step that runs has at most this share of its download; the rest is its end.
+# compiling. So a step that runs has done at most this share of itself; the rest is its end.
 _WHILE_RUNNING = 0.97
 # The share of a layer that is written when its step ends; the rest is the export, which reads every new layer once more
 # to set its digest: 6 s of 60 in a cold build of cu130.
@@ -206,10 +206,13 @@ def recorded(record: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
 class Meter:
     """How much of a build is done, in bytes.
 
-    All of it is what is expected to be downloaded and what is expected to be written into layers. A step that runs has
-    done what it says that it has received, up to :data:`_WHILE_RUNNING` of its download; one that has ended all of its
-    download and :data:`_BEFORE_EXPORT` of its layer; the export does the rest. A step that turns out to be cached is
-    taken out, one that was thought to be and runs comes in. The fraction never goes back, and is 1 at the end alone.
+    All of it is what is expected to be downloaded and what is expected to be written into layers. A step that has ended
+    has done all of its download and :data:`_BEFORE_EXPORT` of its layer; the export does the rest when it has written
+    the layers. A step that runs has done of both the share that it has received of its download, up to
+    :data:`_WHILE_RUNNING`: what arrives is unpacked, and a bar that gave a step its layer at its end alone would stand
+    and then jump by gigabytes. One that downloads nothing, or nobody knows how much, has done nothing before its end. A
+    step that turns out to be cached is taken out, one that was thought to be and runs comes in. The fraction never goes
+    back, and is 1 at the end alone.
 
     Where the sizes of layers are not known, the known size of the whole image is shared out over the steps in
     proportion to their downloads: unpacking is what they write.
@@ -223,6 +226,7 @@ class Meter:
         self._before: dict[str, int] = {}
         self._ended: set[str] = set()
         self._most = 0.0
+        self._exported = False
         self._finished = False
 
     def received(self, label: str, count: int) -> None:
@@ -248,6 +252,10 @@ class Meter:
         """All steps have ended; what never ran did not have to."""
         self._counted &= self._ended
 
+    def exported(self) -> None:
+        """The export has written the layers."""
+        self._exported = True
+
     def finish(self) -> None:
         """The image is there."""
         self._finished = True
@@ -265,11 +273,12 @@ class Meter:
         done = 0.0
         for label in self._counted:
             download, write = self._all[label]
+            at_end = download + (1 if self._exported else _BEFORE_EXPORT) * write
             if label in self._ended:
-                done += download + _BEFORE_EXPORT * write
-            else:
+                done += at_end
+            elif download:
                 received = self._before.get(label, 0) + self._received.get(label, 0)
-                done += min(received, _WHILE_RUNNING * download)
+                done += at_end * min(received / download, _WHILE_RUNNING)
         return int(done)
 
     @property
@@ -310,6 +319,7 @@ _STEP = re.compile(r"^#(\d+) \[((?:(\S+) )?(\d+)/(\d+))\] (.*)$")
 _DONE = re.compile(r"^#(\d+) (DONE ([\d.]+)s|CACHED|ERROR: (.*)|CANCELED)$")
 _OUTPUT = re.compile(r"^#(\d+) (?:[\d.]+ )?(.*)$")
 _EXPORT = re.compile(r"^#\d+ exporting to ")
+_EXPORTED = re.compile(r"^#\d+ exporting layers( [\d.]+s)? done$")
 
 
 def is_news(line: str) -> bool:
@@ -330,7 +340,8 @@ class _Running:
 class BuildProgress:
     """Reads BuildKit's plain progress: which stages run and how far all is, and what a failed step printed.
 
-    BuildKit shows one step at a time and turns to another after some seconds: what runs beside it is heard of late.
+    As buildx itself prints it, one step is shown at a time, and what runs beside it is heard of some seconds late;
+    from its events (:mod:`torchdock.rawjson`) the same lines come at once.
 
     Attributes:
         counts: whether what a step receives is its own: on the host's network its counter is that of the whole host.
@@ -375,6 +386,8 @@ class BuildProgress:
                 self.meter.exporting()
                 if self.step is not None:
                     self.step.now("writing the image")
+            elif _EXPORTED.match(text):
+                self.meter.exported()
         else:
             self._rest.append(text)
         self._show()

@@ -162,3 +162,21 @@ def without_rights() -> Iterator[None]:
         yield
     finally:
         os.setresuid(0, 0, 0)
+
+
+class Screen:
+    """What a step was told to show."""
+
+    def __init__(self) -> None:
+        self.doing: list[str] = []
+        self.finished: list[str] = []
+        self.measured: list[tuple[float | None, str]] = []
+
+    def now(self, text: str) -> None:
+        self.doing.append(text)
+
+    def measure(self, fraction: "float | None", text: str) -> None:
+        self.measured.append((fraction, text))
+
+    def done(self, text: str) -> None:
+        self.finished.append(text)

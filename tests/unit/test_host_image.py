@@ -1,5 +1,7 @@
 """From inputs to a build: what decides an image's name, the plan, BuildKit's progress, failures and the disk."""
 
+import base64
+import json
 import os
 import re
 import shlex
@@ -392,7 +394,8 @@ def test_an_image_is_built_on_the_pinned_base_and_recorded(clone: Path, capsys: 
     engine.layers = [{"CreatedBy": "RUN sh suite.sh", "Size": 4}, *[{"CreatedBy": "RUN x"}] * (len(made) - 1)]
     built = ensure(engine, clone)
     wanted = image.plans(clone, VARIANT, engine, NOTHING)[0]
-    assert engine.said == [f"pull --quiet {VARIANT.base.image}", " ".join(wanted.argv[1:])]
+    events = " ".join(wanted.argv[1:]).replace(" --progress=plain ", " --progress=rawjson ")
+    assert engine.said == [f"pull --quiet {VARIANT.base.image}", events]
     assert (built.image, built.id, built.built, built.source) == (wanted.tag, "sha256:new", True, "registry")
     (record,) = CloneState(clone).records()
     assert record | {"seconds": 0, "when": ""} == {
@@ -412,6 +415,36 @@ def test_an_image_is_built_on_the_pinned_base_and_recorded(clone: Path, capsys: 
     said = capsys.readouterr().out
     assert "Debian packages: 9 s" in said and "received" not in said
     assert f"Building {wanted.tag}: " in said
+
+
+def test_where_buildx_has_no_events_its_plain_lines_are_read(clone: Path) -> None:
+    engine = Builder(clone, BUILDS, images=[VARIANT.base.image])
+    engine.facts = replace(engine.facts, buildx="v0.12.1")
+    assert ensure(engine, clone).built is True
+    assert engine.said == [" ".join(image.plans(clone, VARIANT, engine, NOTHING)[0].argv[1:])]
+
+
+def test_the_log_of_a_build_that_is_told_in_events_is_text(clone: Path) -> None:
+    recorded = ROOT / "tests/unit/buildkit/failed.rawjson"
+    fails = f"buildx) cat {recorded} >&2; exit 1;;"
+    with pytest.raises(
+        TorchdockError, match=r"failed: error: Failed to download `triton==3\.8\.0` cause: Hash mismatch"
+    ):
+        ensure(Builder(clone, fails, images=[VARIANT.base.image]), clone)
+    log = (clone / ".torchdock/logs/build-cu130.log").read_text()
+    assert log.startswith("docker buildx build ") and "\n#7 2.716   cause: Hash mismatch for `triton==3.8.0`\n" in log
+    assert '"vertex' not in log and "torchdock: received: torch 5\n" not in log
+
+
+def test_an_engine_that_goes_away_in_the_middle_of_an_event(clone: Path) -> None:
+    recorded = ROOT / "tests/unit/buildkit/cold.rawjson"
+    dies = f"buildx) (head -n 300 {recorded}; echo 'ERROR: failed to receive status: rpc error: code = Unavailable "
+    dies += "desc = error reading from server: EOF') >&2; exit 1;;"
+    with pytest.raises(EngineError, match=r"went away in the middle.*`make up`"):
+        ensure(Builder(clone, dies, images=[VARIANT.base.image]), clone)
+    killed = f"buildx) head -n 300 {recorded} >&2; exit 1;;"
+    with pytest.raises(TorchdockError, match="what BuildKit told of this build ends in the middle"):
+        ensure(Builder(clone, killed, images=[VARIANT.base.image]), clone)
 
 
 def test_a_base_that_is_there_is_not_pulled_again(clone: Path) -> None:
@@ -496,6 +529,22 @@ def test_a_token_that_a_tool_prints_reaches_no_log_and_no_error(clone: Path) -> 
     assert "<UV_DEFAULT_INDEX at mirror>/x" in str(failed.value)
     log = (clone / ".torchdock/logs/build-cu130.log").read_text()
     assert not [word for word in ("hunter2", "t0ken") if word in log + str(failed.value)]
+
+
+def test_a_token_in_an_event_reaches_no_log_and_no_error(clone: Path) -> None:
+    """What steps print is base64 in the events: no token can be found there before it was decoded."""
+    said = base64.b64encode(b"error: https://anna:hunter2@mirror/t0ken/simple/x: 401 Unauthorized").decode()
+    name = {"digest": "a", "name": "[tools 1/1] RUN x", "started": "2026-11-30T08:02:41Z"}
+    ended = {**name, "completed": "2026-11-30T08:02:42Z", "error": "exit code: 1"}
+    printed = {"vertex": "a", "data": said, "timestamp": "2026-11-30T08:02:41.5Z"}
+    events = [{"vertexes": [name]}, {"logs": [printed]}, {"vertexes": [ended]}]
+    (clone / "events").write_text("".join(json.dumps(event) + "\n" for event in events))
+    given = Sources(None, (), index=Mirror("UV_DEFAULT_INDEX", "https://anna:hunter2@mirror/t0ken/simple/"))
+    with pytest.raises(TorchdockError, match="renew the token") as failed:
+        ensure(Builder(clone, "buildx) cat events >&2; exit 1;;", images=[VARIANT.base.image]), clone, given)
+    log = (clone / ".torchdock/logs/build-cu130.log").read_text()
+    assert "#1 0.500 error: <UV_DEFAULT_INDEX at mirror>/x: 401 Unauthorized\n" in log
+    assert not [word for word in ("hunter2", "t0ken", said) if word in log + str(failed.value)]
 
 
 def test_a_given_name_is_built_anew_and_not_recorded(clone: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pexpect
@@ -85,6 +86,26 @@ def test_a_streamed_command_is_logged_line_by_line() -> None:
     log = io.StringIO()
     code = process.stream(["sh", "-c", "echo a; echo b >&2; printf c; exit 5"], lines.append, log=log)
     assert (code, lines, log.getvalue()) == (5, ["a", "b", "c"], "a\nb\nc")
+
+
+def test_what_is_translated_comes_at_once_and_the_rest_at_the_end(tmp_path: Path) -> None:
+    lines: list[str] = []
+    log = io.StringIO()
+
+    def twice(raw: "Iterable[str]") -> "Iterator[str]":
+        for line in raw:
+            yield line
+            yield f"again {line}"
+        yield "end"
+
+    def read(line: str) -> None:
+        lines.append(line)
+        (tmp_path / "read").touch()
+
+    script = f"echo a; until [ -e {tmp_path}/read ]; do :; done; echo b"
+    code = process.stream(["timeout", "20", "sh", "-c", script], read, log=log, clean=str.upper, translate=twice)
+    assert (code, lines) == (0, ["A", "AGAIN A", "B", "AGAIN B", "END"])
+    assert log.getvalue() == "A\nAGAIN A\nB\nAGAIN B\nEND"
 
 
 def test_a_streamed_command_ends_in_good_order_when_interrupted(tmp_path: Path) -> None:

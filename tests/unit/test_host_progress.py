@@ -1,10 +1,11 @@
 """How a build goes: BuildKit's output, the bar, and what is said beforehand."""
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from given import ROOT
+from given import ROOT, Screen
 
 from torchdock.progress import STAGES, BuildProgress, Expected, Forecast, forecast, is_news, record, recorded
 from torchdock.stages import BuildStep
@@ -77,24 +78,6 @@ FAILED = """\
 cuda.Dockerfile:47
 ERROR: failed to solve: process "/bin/sh -c sh /run/wheels.sh /run/lock.txt" did not complete successfully: exit code: 1
 """
-
-
-class Screen:
-    """What a step was told to show."""
-
-    def __init__(self) -> None:
-        self.doing: list[str] = []
-        self.finished: list[str] = []
-        self.measured: list[tuple[float | None, str]] = []
-
-    def now(self, text: str) -> None:
-        self.doing.append(text)
-
-    def measure(self, fraction: "float | None", text: str) -> None:
-        self.measured.append((fraction, text))
-
-    def done(self, text: str) -> None:
-        self.finished.append(text)
 
 
 def read(text: str, screen: "Screen | None" = None) -> BuildProgress:
@@ -254,11 +237,16 @@ def until(text: str, line: str) -> str:
     return text[: text.index(line) + len(line)]
 
 
+def share(part: float) -> float:
+    """What a step of CUDA has done, of its download and of its layer, in bytes."""
+    return part * (2100 + 0.85 * 3400) * MB
+
+
 def test_the_bar_counts_what_is_received_and_what_is_written() -> None:
     begun = until(PARALLEL, "received: cuda 900000000")
     meter = measured(begun, expected()).meter
     assert meter.total == sum(download + write for download, write in SIZES.values())
-    assert meter.done == 40 * MB + int(0.85 * 100 * MB) + 900 * MB
+    assert meter.done == 40 * MB + int(0.85 * 100 * MB) + int(share(900 / 2100))
     assert meter.fraction == meter.done / meter.total
 
 
@@ -266,8 +254,32 @@ def test_of_a_step_that_runs_a_rest_is_left_for_its_end() -> None:
     text = until(PARALLEL, "#6 9.591 torchdock: received: cuda 2300000000")
     before = measured(until(PARALLEL, "#7 DONE 9.0s"), expected()).meter.done
     ended = 140 * MB - int(0.15 * 100 * MB) + 60 * MB
-    assert before == ended + 1900 * MB
-    assert measured(text, expected()).meter.done == ended + int(0.97 * 2100 * MB)
+    assert before == ended + int(share(1900 / 2100))
+    assert measured(text, expected()).meter.done == ended + int(share(0.97))
+
+
+def test_the_bar_moves_with_what_is_received_and_never_by_a_layer_at_once() -> None:
+    counters = "".join(f"#6 0.3 torchdock: received: cuda {count * 10 * MB}\n" for count in range(1, 211))
+    cached = set(STAGES) - {"cuda"}
+    seen = fractions(f"#6 [cuda 1/1] RUN x\n{counters}#6 DONE 30.0s", expected(*cached))
+    steps = [(after or 0) - (before or 0) for before, after in pairwise(seen)]
+    assert max(steps[:-1]) < 0.03  # the last is the end of the build, all that the export writes
+    assert sum(1 for moved in steps if moved > 0) > 200
+
+
+def test_a_step_whose_download_nobody_knows_has_done_nothing_before_its_end() -> None:
+    text = until(PARALLEL, "received: cuda 900000000")
+    meter = measured(text, expected(cuda=(None, 3400 * MB))).meter
+    assert meter.done == 125 * MB
+
+
+def test_when_the_export_has_written_the_layers_all_of_them_are_done() -> None:
+    before, after = (
+        measured(until(PARALLEL, line), expected()).meter for line in ("#12 exporting layers", "6.3s done")
+    )
+    assert after.done == after.total == before.total
+    assert before.total - before.done == int(0.15 * 3900 * MB)
+    assert (after.fraction, measured(PARALLEL, expected()).meter.fraction) == (0.99, 0.99)
 
 
 def test_a_step_that_is_cached_is_taken_out() -> None:
@@ -320,7 +332,7 @@ def test_a_bar_with_nothing_to_measure_by_is_none() -> None:
 def test_a_build_that_fails_is_never_full() -> None:
     failed = until(PARALLEL, "received: cuda 2300000000") + "\n#6 9.7 error: no\n#6 ERROR: exit code: 1\n"
     progress = measured(failed, expected("torch", "merged"))
-    assert 0.3 < (progress.meter.fraction or 0) < 0.5
+    assert 0.8 < (progress.meter.fraction or 0) < 0.9
     assert progress.output_of_failure() == ["error: no", "exit code: 1"]
 
 
@@ -333,7 +345,7 @@ def test_what_runs_at_once_is_shown_together_and_counters_to_nobody() -> None:
     assert screen.doing[-1] == "writing the image"
     assert progress.notes == ["Debian packages: 144 from the mirror, 0 from the snapshot"]
     assert not [text for text in [*screen.doing, *screen.finished, *progress.notes] if "received" in text]
-    assert ("2.0 of 8.7 GB") in {text for _, text in screen.measured}
+    assert "4.6 of 8.7 GB" in {text for _, text in screen.measured}
 
 
 def test_counters_are_not_in_what_a_failed_step_printed() -> None:
