@@ -170,7 +170,7 @@ def upload(saved: IO[bytes], wanted: set[str], known: dict[str, int]) -> int | N
                 content = archive.extractfile(member)
                 assert content is not None
                 found, size = compressed(content, pool)
-                known[found] = size
+                known.setdefault(found, size)
     return sum(known[layer] for layer in wanted) if wanted <= known.keys() else None
 
 
