@@ -206,6 +206,7 @@ class Bench:
             "moved": figures.another(figures.MOVED, self.locked),
         }
         self.raw = figures.Raw(variant, machine(self.engine))
+        say("the image of this tree: found, else built")
         # On its base all of them stand, its Python and uv install the floor, its Pillow draws the chart.
         self.call([sys.executable, "-m", "invoke", "build", "--variant", variant], cwd=ROOT)
         found = images.find(self.engine, images.plans(ROOT, self.variant, self.engine, self.given))

@@ -271,7 +271,7 @@ def tables(raw: Raw) -> list[Table]:
         if raw.size(builder)
     ]
     columns = ("", "by", "median", "least to most", "lock", "written", "disk at its peak", "to upload")
-    found: list[Table] = [(headline(raw), columns, rows)]
+    found: list[Table] = [(headline(raw), columns, rows)] if rows else []
     if images:
         found.append(("The image", ("by", "size", "import torch"), images))
     if raw.floors:
@@ -330,7 +330,7 @@ def chart(raw: Raw) -> dict[str, Any]:
     repeats = max((one.repeat for one in raw.builds), default=0)
     return {
         "title": headline(raw),
-        "subtitle": f"medians of {repeats} runs, less is better" if repeats > 1 else "one run, less is better",
+        "subtitle": f"{f'medians of {repeats} runs' if repeats > 1 else 'one run'}, less is better, each scale its own",
         "panels": [one for one in panels if one["bars"]],
     }
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 SCALE = 2  # pixels a unit: sharp on a screen of high resolution
 WIDTH, MARGIN, COLUMNS, GAP = 960, 32, 2, 48
 HEADER, LEGEND = 76, 34
-TITLE, BAR, BETWEEN, AFTER = 28, 20, 7, 26  # of a panel, in the order from its top
+TITLE, BAR, BETWEEN, MARK, AFTER = 28, 20, 7, 16, 16  # of a panel, in the order from its top
 INK, FAINT, TRACK, WHITE = "#1f2430", "#667085", "#f0f2f5", "#ffffff"
 COLOURS = {"plain": "#a3acb9", "uv": "#8f7ee7", "ours": "#0f8a74"}
 ROOM = 78  # for the text of a value, right of the longest bar
@@ -23,7 +23,7 @@ def font(size: int) -> Any:
 
 def height(panel: dict[str, Any]) -> int:
     """Units that a panel needs."""
-    return TITLE + len(panel["bars"]) * (BAR + BETWEEN) + AFTER
+    return TITLE + len(panel["bars"]) * (BAR + BETWEEN) + AFTER + (MARK if "mark" in panel else 0)
 
 
 class Canvas:

@@ -132,6 +132,7 @@ def test_the_tables_show_each_build_with_its_spread_and_lock() -> None:
     assert promised[2][6][3] == "holds" and promised[2][-3][3] == "DOES NOT HOLD"
     lone = figures.tables(Raw("cpu", builds=[Measured("uv", "cold", 1, 5.0)]))
     assert [title for title, _, _ in lone] == ["Building cpu: ", "What is promised"]
+    assert figures.tables(Raw("cpu", floors=[Floor(1.0, 2.0)]))[0][0] == "The floor of a cold build"
     assert lone[0][2] == [("cold", "uv, as documented", "5.00 s", "", "", "-", "-", "-")]
 
 
@@ -147,10 +148,10 @@ def test_the_chart_has_a_panel_for_each_thing_that_was_measured() -> None:
     ]
     assert cold["mark"] == {"value": 80.0, "text": "floor 80.0 s"}
     assert "mark" not in chart["panels"][1]
-    assert chart["subtitle"] == "medians of 3 runs, less is better"
+    assert chart["subtitle"] == "medians of 3 runs, less is better, each scale its own"
     alone = figures.chart(Raw("cu130", builds=[Measured("uv", "edited", 1, 0.5)]))
     assert [panel["title"] for panel in alone["panels"]] == ["Source edited"]
-    assert alone["subtitle"] == "one run, less is better"
+    assert alone["subtitle"] == "one run, less is better, each scale its own"
 
 
 def test_the_chart_is_drawn_in_the_image_without_a_network() -> None:
