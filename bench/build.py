@@ -7,7 +7,7 @@ versions. Measured of each: a cold build, the same again, one tool added, one to
 bytes written, bytes that a push would upload; size; `import torch` in new containers. And the floor of a cold build:
 the same wheels installed and byte-compiled by uv into a folder of this host, and the image's bytes written once.
 
-An hour or two, and 40 GB of disk, on a machine that does nothing else meanwhile: bytes written and the disk's peak are
+An hour or two, and 30 GB of disk, on a machine that does nothing else meanwhile: bytes written and the disk's peak are
 those of the whole disk that the engine's data are on, and what `invoke build` leaves in the build cache cannot be told
 from what somebody else builds at the same moment. What is made has names of torchdock-bench-…, but for the images that
 `invoke build` names, and is removed at the end. TMPDIR should be on the engine's disk. Needs Docker and .venv, no more:
@@ -180,13 +180,13 @@ def upload(saved: IO[bytes], wanted: set[str], known: dict[str, int]) -> int | N
 class Bench:
     """One run: what it stands on, what it made and must remove, what it measured."""
 
-    def __init__(self, variant: str, folder: Path, keep: Path, *, uploads: bool) -> None:
+    def __init__(self, variant: str, folder: Path, results: Path, *, uploads: bool = True, keep: bool = False) -> None:
         self.engine = engines.require()
         if self.engine.podman:
             raise InputError("Podman has no buildx, which builds what is measured here. Use a Docker Engine.")
         self.variant = variants.get(ROOT, variant)
         self.given = sources.gather()
-        self.folder, self.results, self.uploads = folder, keep, uploads
+        self.folder, self.results, self.uploads, self.keep = folder, results, uploads, keep
         self.run = f"torchdock-bench-{os.getpid()}-{int(time.time())}"
         self.log = folder / "log"
         self.known: dict[str, int] = {}  # what layers are when compressed, by diff ID
@@ -346,7 +346,8 @@ class Bench:
         build("unchanged")
         for scenario in ("added", "moved"):
             asked.write_text(figures.with_tool(self.requirements, self.tools[scenario]) + self.mark(scenario, repeat))
-            build(scenario)
+            with self.passing():
+                build(scenario)
         asked.write_text(self.requirements)
         edited.write_text(edited.read_text() + self.mark("edited", repeat))
         build("edited")
@@ -404,7 +405,8 @@ class Bench:
                 for path in sorted(locks.folder(clone, self.variant.name).glob("*.txt")):
                     if before.get(path) != path.read_bytes():
                         path.write_text(path.read_text() + self.mark(scenario, repeat))
-                build(scenario, lock=seconds)
+                with self.passing():
+                    build(scenario, lock=seconds)
         edited.write_text(edited.read_text() + self.mark("edited", repeat))
         build("edited")
 
@@ -456,7 +458,8 @@ class Bench:
                 *(f"/run/locks/{name}" for name in there),
             ]
             begun, ended = map(float, self.ask([*words, *script], variables=variables).split())
-        finally:  # root's files, in a folder that may be somebody else's
+        finally:  # root's files, in a folder that may be somebody else's; cut off, the container goes on
+            self.engine.remove_container(f"{self.run}-floor")
             clear = ["--entrypoint", "find", self.image, "/floor", "-mindepth", "1", "-delete"]
             self.ask(["run", "--rm", "--name", f"{self.run}-clear", "--user", "0", "--security-opt", "label=disable",
                       "--volume", f"{target}:/floor", *clear])  # fmt: skip
@@ -484,24 +487,33 @@ class Bench:
         new = {id: text for id, text in self.cached().items() if id not in before}
         return {id for id, text in new.items() if builder == "ours" or FOREIGN.search(text)}
 
-    def remove(self) -> None:
-        """Remove the images and the records of the build cache that were made so far."""
-        for tag in self.tags:
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """What is built within it is removed at its end: another 7 GB, of an image that was changed."""
+        tags, steps = set(self.tags), set(self.steps)
+        yield
+        if not self.keep:
+            self.remove(but=(tags, steps))
+
+    def remove(self, but: tuple[set[str], set[str]] = (set(), set())) -> None:
+        """Remove the images and the records of the build cache that were made so far, ``but`` for some of both."""
+        for tag in self.tags - but[0]:
             with suppress(docker.errors.ImageNotFound):
                 self.engine.client.images.remove(tag, force=True)
-        self.tags.clear()
+        self.tags &= but[0]
         where = ["--builder", self.engine.facts.context]
         # One at a time, the newest first, as what has a successor stays; again, while something goes.
-        left = [id for id in reversed(self.cached()) if id in self.steps]
+        going = self.steps - but[1]
+        left = [id for id in reversed(self.cached()) if id in going]
         while left:
             for id in left:
                 self.ask(["buildx", "prune", *where, "--all", "--force", "--filter", f"id={id}"])
-            after = [id for id in reversed(self.cached()) if id in self.steps]
+            after = [id for id in reversed(self.cached()) if id in going]
             if len(after) == len(left):
                 say(f"note: {len(after)} records of the build cache are in use and stay")
                 break
             left = after
-        self.steps.clear()
+        self.steps -= going - set(left)  # what stays is tried once more at the end
 
     def forget(self) -> None:
         """Remove what else is in the engine: containers that were cut off, notes of the clone."""
@@ -512,7 +524,7 @@ class Bench:
             if use.clone == clone:
                 self.engine.client.api.remove_volume(use.volume)
 
-    def measure_all(self, only: Sequence[str], repeats: int, *, keep: bool) -> None:
+    def measure_all(self, only: Sequence[str], repeats: int) -> None:
         """Everything that is asked for; what one builder made is gone before the next one begins."""
         for repeat in range(1, repeats + 1):
             # Who comes first alternates: what the machine does besides falls on all.
@@ -525,7 +537,7 @@ class Bench:
                 else:
                     self.foreign(what, repeat)
                 self.save()
-                if not keep:
+                if not self.keep:
                     self.remove()
 
 
@@ -640,12 +652,12 @@ def main() -> int:
         folder = Path(name)
         folder.chmod(0o755)
         variant = before.variant if before else asked.variant
-        bench = Bench(variant, folder, asked.json, uploads=not asked.no_upload)
+        bench = Bench(variant, folder, asked.json, uploads=not asked.no_upload, keep=asked.keep)
         try:
             if before:
                 bench.raw = before
             else:
-                bench.measure_all(asked.only, asked.repeats, keep=asked.keep)
+                bench.measure_all(asked.only, asked.repeats)
             draw(bench, asked.out)
         finally:
             if not asked.keep:
