@@ -427,7 +427,8 @@ class Bench:
             f"{locks.folder(ROOT, self.variant.name)}:/run/locks:ro",
             f"{BENCH}:/run/bench:ro",
         ]
-        words = ["run", "--rm", "--name", f"{self.run}-floor", "--user", "0", "--security-opt", "label=disable"]
+        as_root = ["run", "--rm", "--user", "0", "--security-opt", "label=disable"]
+        words = [*as_root, "--name", f"{self.run}-floor"]
         # What this host has goes by name: values may carry tokens, and every user reads the words of a command.
         variables: dict[str, str] = {}
         words += ["--env", "UV_CACHE_DIR=/floor/cache", "--env", "UV_LINK_MODE=hardlink"]
@@ -450,19 +451,12 @@ class Bench:
             words += ["--volume", mount]
         try:
             os.sync()
-            script = [
-                "--entrypoint",
-                "sh",
-                self.image,
-                "/run/bench/floor.sh",
-                *(f"/run/locks/{name}" for name in there),
-            ]
+            script = ["--entrypoint", "sh", self.image, "/run/bench/floor.sh", *(f"/run/locks/{one}" for one in there)]
             begun, ended = map(float, self.ask([*words, *script], variables=variables).split())
         finally:  # root's files, in a folder that may be somebody else's; cut off, the container goes on
             self.engine.remove_container(f"{self.run}-floor")
             clear = ["--entrypoint", "find", self.image, "/floor", "-mindepth", "1", "-delete"]
-            self.ask(["run", "--rm", "--name", f"{self.run}-clear", "--user", "0", "--security-opt", "label=disable",
-                      "--volume", f"{target}:/floor", *clear])  # fmt: skip
+            self.ask([*as_root, "--name", f"{self.run}-clear", "--volume", f"{target}:/floor", *clear])
         size = self.facts(self.image).size
         os.sync()
         block, left = os.urandom(16 << 20), size

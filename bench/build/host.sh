@@ -1,3 +1,4 @@
+#!/bin/sh
 # What apt, pip and uv need on a host with a private CA, an index or a mirror of its own. Where there is none, as on most
 # machines, this does nothing. To be sourced; it writes to /dev/shm, which is in no layer.
 export APT_CONFIG=/dev/shm/apt.conf
