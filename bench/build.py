@@ -51,9 +51,9 @@ from bench import build_figures as figures  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from torchdock import buildcache, locks, sources, uses, variants  # noqa: E402
 from torchdock import engine as engines  # noqa: E402
 from torchdock import image as images  # noqa: E402
-from torchdock import locks, sources, uses, variants  # noqa: E402
 from torchdock.errors import InputError, TorchdockError  # noqa: E402
 from torchdock.process import stream  # noqa: E402
 from torchdock.state import CloneState  # noqa: E402
@@ -200,6 +200,7 @@ class Bench:
             say(f"note: {folder} is on another disk than {data}: set TMPDIR, or the floor is that of another disk")
         pins = locks.read(ROOT, variant, locks.layers(self.variant))
         self.locked = {name: pin.version for name, pin in pins.items()}
+        (folder / "lock.txt").write_text("".join(pin.text for pin in pins.values()))  # as a whole, for the floor
         self.requirements = figures.requirements(pin.text for _, pin in sorted(pins.items()))
         self.tools = {
             "added": figures.another(figures.ADDED, self.locked),
@@ -317,8 +318,8 @@ class Bench:
         shutil.rmtree(context, ignore_errors=True)
         context.mkdir()
         shutil.copy(BENCH / "host.sh", context)
-        packages = (ROOT / "docker" / "layers" / "packages.txt").read_text()
-        (context / "packages.txt").write_text(re.sub(r"\s*#.*", "", packages))
+        packages = [path.read_text() for path in (ROOT / "docker" / "layers").glob("*packages.txt")]
+        (context / "packages.txt").write_text(re.sub(r"\s*#.*", "", "".join(packages)))
         asked = context / "requirements.txt"
         asked.write_text(self.requirements)
         for name in SOURCE:
@@ -420,13 +421,7 @@ class Bench:
         """
         target = self.folder / "floor"
         target.mkdir(exist_ok=True)
-        names = [f"{layer}.txt" for layer in locks.layers(self.variant)]
-        there = [name for name in names if (locks.folder(ROOT, self.variant.name) / name).is_file()]
-        mounts = [
-            f"{target}:/floor",
-            f"{locks.folder(ROOT, self.variant.name)}:/run/locks:ro",
-            f"{BENCH}:/run/bench:ro",
-        ]
+        mounts = [f"{target}:/floor", f"{self.folder}/lock.txt:/run/lock.txt:ro", f"{BENCH}:/run/bench:ro"]
         as_root = ["run", "--rm", "--user", "0", "--security-opt", "label=disable"]
         words = [*as_root, "--name", f"{self.run}-floor"]
         # What this host has goes by name: values may carry tokens, and every user reads the words of a command.
@@ -451,7 +446,7 @@ class Bench:
             words += ["--volume", mount]
         try:
             os.sync()
-            script = ["--entrypoint", "sh", self.image, "/run/bench/floor.sh", *(f"/run/locks/{one}" for one in there)]
+            script = ["--entrypoint", "sh", self.image, "/run/bench/floor.sh", "/run/lock.txt"]
             begun, ended = map(float, self.ask([*words, *script], variables=variables).split())
         finally:  # root's files, in a folder that may be somebody else's; cut off, the container goes on
             self.engine.remove_container(f"{self.run}-floor")
@@ -471,15 +466,16 @@ class Bench:
 
     # --- the build cache ---
 
-    def cached(self) -> dict[str, str]:
-        """What the build cache holds: the IDs of its records and what each one is of, the oldest first."""
-        records = self.engine.client.df().get("BuildCache") or []
-        return {one["ID"]: str(one.get("Description")) for one in sorted(records, key=lambda one: one["CreatedAt"])}
+    def cached(self) -> set[str]:
+        """The IDs of the records that the build cache holds."""
+        return {record.id for record in buildcache.gather(self.engine)}
 
-    def appeared(self, before: dict[str, str], builder: str) -> set[str]:
-        """The records that a build left. Of ours this machine must have built nothing else: its steps name nobody."""
-        new = {id: text for id, text in self.cached().items() if id not in before}
-        return {id for id, text in new.items() if builder == "ours" or FOREIGN.search(text)}
+    def appeared(self, before: set[str], builder: str) -> set[str]:
+        """The records that a build left. Those of `invoke build` tell nobody's name: see the module's docstring."""
+        records = buildcache.gather(self.engine)
+        theirs = [record for record in records if FOREIGN.search(record.description)]
+        made = buildcache.ours(records) if builder == "ours" else theirs
+        return {record.id for record in made} - before
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -495,19 +491,14 @@ class Bench:
             with suppress(docker.errors.ImageNotFound):
                 self.engine.client.images.remove(tag, force=True)
         self.tags &= but[0]
-        where = ["--builder", self.engine.facts.context]
-        # One at a time, the newest first, as what has a successor stays; again, while something goes.
         going = self.steps - but[1]
-        left = [id for id in reversed(self.cached()) if id in going]
-        while left:
-            for id in left:
-                self.ask(["buildx", "prune", *where, "--all", "--force", "--filter", f"id={id}"])
-            after = [id for id in reversed(self.cached()) if id in going]
-            if len(after) == len(left):
-                say(f"note: {len(after)} records of the build cache are in use and stay")
+        # Again while something goes: a record stays as long as another one stands on it.
+        while records := [record for record in buildcache.gather(self.engine) if record.id in going]:
+            gone, why = buildcache.prune(self.engine, records)
+            if not gone:
+                say(f"note: {len(records)} records of the build cache are in use and stay {why}")
                 break
-            left = after
-        self.steps -= going - set(left)  # what stays is tried once more at the end
+        self.steps -= going - {record.id for record in records}  # what stays is tried once more at the end
 
     def forget(self) -> None:
         """Remove what else is in the engine: containers that were cut off, notes of the clone."""
