@@ -13,4 +13,4 @@ tar -C / --extract --preserve-permissions --numeric-owner --xattrs --xattrs-incl
     --file=/tmp/archive
 wait $!
 # What mounts touched besides.
-touch -d "@$SOURCE_DATE_EPOCH" / /run
+touch -d "@$SOURCE_DATE_EPOCH" / /etc /root /run

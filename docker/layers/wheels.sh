@@ -15,7 +15,11 @@ case ,$(header architectures "$lock"), in
     *) fail "this lock is for $(header architectures "$lock"), this machine is $machine" ;;
 esac
 wheels=$(sed -n 's/^\([^# ][^ ]*\).*/\1/p' "$lock" | tr '\n' ' ')
-[ -n "$wheels" ] || exit 0 # `recent`, while nothing was added since the tools were laid out
+touched() { touch -d "@$SOURCE_DATE_EPOCH" /opt / /etc /root /run; } # by mounts alone
+if [ -z "$wheels" ]; then # `recent`, while nothing was added since the tools were laid out
+    touched
+    exit
+fi
 if [ -e /run/secrets/offline ]; then
     fail "offline: the layer $layer is not in the build cache; it needs these wheels: $wheels"
 fi
@@ -46,5 +50,4 @@ stamp() { find "$venv" -newer "$marker" -exec touch -h -d "@$SOURCE_DATE_EPOCH" 
 stamp
 PYTHONHASHSEED=0 "$venv/bin/python" /run/bytecode.py "$venv/lib"
 stamp
-# What mounts touched besides.
-touch -d "@$SOURCE_DATE_EPOCH" /opt / /etc /root /run
+touched
