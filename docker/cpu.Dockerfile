@@ -53,19 +53,8 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/tmp \
     sh /run/uv.sh
 
-FROM python AS torch
-ARG SOURCE_DATE_EPOCH=1791158400
-# torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
-    --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
-    --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/lock.txt \
-    --mount=type=bind,from=uv,source=/uv,target=/uv \
-    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
-    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
-    --mount=type=tmpfs,target=/tmp \
-    sh /run/wheels.sh torch
-
+# Before the stage that the image goes on from: BuildKit lets stages on one parent share the list of their history, and the
+# last one's words stay.
 FROM python AS tools
 ARG SOURCE_DATE_EPOCH=1791158400
 # Everything else, your packages included, as they were when the locks were last laid out anew.
@@ -78,6 +67,19 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
     --mount=type=tmpfs,target=/tmp \
     sh /run/wheels.sh tools
+
+FROM python AS torch
+ARG SOURCE_DATE_EPOCH=1791158400
+# torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/lock.txt \
+    --mount=type=bind,from=uv,source=/uv,target=/uv \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/wheels.sh torch
 
 FROM torch AS merged
 ARG SOURCE_DATE_EPOCH=1791158400

@@ -2,19 +2,22 @@
 
 What marshal writes for a string depends on who else holds it at that moment (its FLAG_REF follows the reference count),
 so on all that the process compiled before: `compileall -j` gives other bytes whenever its workers get other files. Here
-each folder is compiled in order by a process of its own, forked from one state.
+the sources are cut, in order, into parts of about the same size, and each part is compiled by a process of its own that
+is forked from one state. Whatever is written or changed gets the time SOURCE_DATE_EPOCH.
 
-Usage: PYTHONHASHSEED=0 python bytecode.py FOLDER
+Usage: PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=N python bytecode.py FOLDER
 """
 
 import compileall
+import gc
 import importlib.util
 import os
 import py_compile
 import struct
 import sys
 
-root = sys.argv[1]
+PART = 2_000_000  # bytes of sources: a process for each folder took half as long again, most of it in forks
+epoch = (int(os.environ["SOURCE_DATE_EPOCH"]),) * 2
 running = set()
 
 
@@ -26,31 +29,53 @@ def wait(limit):
             sys.exit(f"torchdock: bytecode: a process ended with {status}")
 
 
-def stale(path):
+def stale(path, facts):
     """Whether a source has no bytecode of its own age: its magic number, no flags, then time and size of the source."""
     try:
         with open(importlib.util.cache_from_source(path), "rb") as file:
             there = file.read(16)
     except FileNotFoundError:
         return True
-    facts = os.stat(path)
     return there != importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(facts.st_mtime), facts.st_size)
 
 
-for folder, folders, files in os.walk(root):
-    folders.sort()
-    # Those alone that need it: a process for each folder of the layers below would take longer than a small layer.
-    sources = sorted(name for name in files if name.endswith(".py") and stale(os.path.join(folder, name)))
-    if not sources:
-        continue
+def compile_part(paths):
+    for path in paths:
+        # A few packages ship sources for other Pythons or templates that do not compile; that is not a failure.
+        compileall.compile_file(path, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+        try:
+            os.utime(importlib.util.cache_from_source(path), epoch)
+        except FileNotFoundError:
+            pass
+
+
+def start(paths):
     wait(os.cpu_count() - 1)
     pid = os.fork()
     if pid == 0:
-        for name in sources:
-            # A few packages ship sources for other Pythons or templates that do not compile; that is not a failure.
-            compileall.compile_file(
-                os.path.join(folder, name), quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP
-            )
+        compile_part(paths)
         os._exit(0)
     running.add(pid)
+
+
+gc.disable()  # a part fits into memory, and nothing lives longer
+part, size, changed = [], 0, []
+for folder, folders, files in os.walk(sys.argv[1]):
+    folders.sort()
+    for name in sorted(files):
+        path = os.path.join(folder, name)
+        if name.endswith(".py") and stale(path, facts := os.stat(path)):
+            if not changed or changed[-1] != folder:
+                changed.append(folder)
+            part.append(path)
+            size += facts.st_size
+            if size >= PART:
+                start(part)
+                part, size = [], 0
+start(part)
 wait(0)
+for folder in changed:
+    cache = os.path.join(folder, "__pycache__")
+    for path in (cache, folder):
+        if os.path.isdir(path):
+            os.utime(path, epoch)

@@ -46,8 +46,6 @@ watched "$layer" quietly /uv/bin/uv pip install --quiet --python "$venv/bin/pyth
 rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.
-stamp() { find "$venv" -newer "$marker" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +; }
-stamp
+find "$venv" -newer "$marker" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 PYTHONHASHSEED=0 "$venv/bin/python" /run/bytecode.py "$venv/lib"
-stamp
 touched
