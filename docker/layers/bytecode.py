@@ -43,10 +43,9 @@ def compile_part(paths):
     for path in paths:
         # A few packages ship sources for other Pythons or templates that do not compile; that is not a failure.
         compileall.compile_file(path, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
-        try:
-            os.utime(importlib.util.cache_from_source(path), epoch)
-        except FileNotFoundError:
-            pass
+        made = importlib.util.cache_from_source(path)
+        if os.path.exists(made):
+            os.utime(made, epoch)
 
 
 def start(paths):
