@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 import tarfile
 import zlib
 from collections import Counter
@@ -215,28 +216,39 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def read_layer(source: Readable) -> Layer:
-    """Read a layer, a tar or one compressed with gzip, from its beginning to its end; contents pass by in pieces.
+    """Read a layer, a tar or one compressed with gzip or zstd, from its beginning to its end, in pieces.
 
     Raises:
-        TorchdockError: it is no tar, or is compressed with zstd.
+        TorchdockError: it is no tar, or damaged.
     """
     stream = _Stream(source)
-    head = stream.peek(4)
-    if head.startswith(_ZSTD):
-        raise TorchdockError(
-            "The layers of this image are compressed with zstd, which cannot be read here, so only its digests are "
-            "known to differ. Build it without `compression=zstd`, or compare it on an engine with the overlay2 store."
-        )
+    unreadable: tuple[type[Exception], ...] = _UNREADABLE
     try:
-        plain = cast(Readable, gzip.GzipFile(fileobj=cast(IO[bytes], stream))) if head.startswith(_GZIP) else stream
+        head = stream.peek(4)
+        plain: Readable = stream
+        if head.startswith(_GZIP):
+            plain = cast(Readable, gzip.GzipFile(fileobj=cast(IO[bytes], stream)))
+        elif head.startswith(_ZSTD):
+            zstd = _zstd()
+            unreadable = (*_UNREADABLE, zstd.ZstdError)
+            plain = cast(Readable, zstd.ZstdFile(cast(IO[bytes], stream)))
         tar = _Stream(plain, hashed=True)
         entries = tuple(_entries(tar))
         digest, trailing = tar.finish()
-    except _UNREADABLE as error:
+    except unreadable as error:
         raise TorchdockError(
             f"A layer cannot be read as a tar ({printable(str(error))}). Build or pull the image anew."
         ) from None
     return Layer(digest, entries, trailing)
+
+
+def _zstd() -> Any:
+    """The module that reads zstd: Python's own, or its backport."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
 
 
 # --- what a layer is called -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from tars import DIFF_IDS, EPOCH, HISTORY, LAYERS, STORED, blob, config, digest,
 from torchdock import saved
 from torchdock.errors import TorchdockError
 from torchdock.saved import Entry, Layer
+
+zstd = saved._zstd()
 
 # --- layers ---
 
@@ -60,9 +62,12 @@ def test_the_digest_of_a_layer_is_that_of_all_its_bytes() -> None:
         assert not found.trailing
 
 
-def test_a_compressed_layer_is_known_by_what_is_in_it() -> None:
-    data = tar(*usual())
-    assert saved.read_layer(io.BytesIO(gzip.compress(data))) == saved.read_layer(io.BytesIO(data))
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
+def test_a_compressed_layer_is_known_by_what_is_in_it(compress: Callable[[bytes], bytes]) -> None:
+    data = tar(*usual(), member("big", bytes(range(256)) * 20_000))
+    assert saved.read_layer(io.BytesIO(compress(data))) == saved.read_layer(io.BytesIO(data))
+    halves = compress(data[:5000]) + compress(data[5000:])  # as pigz and pzstd write it
+    assert saved.read_layer(io.BytesIO(halves)) == saved.read_layer(io.BytesIO(data))
 
 
 def test_an_empty_layer_has_no_entries() -> None:
@@ -89,9 +94,11 @@ def test_sparse_files_and_old_formats_are_read() -> None:
         (b"", "A layer cannot be read as a tar"),
         (b"no tar at all" * 100, "A layer cannot be read as a tar"),
         (gzip.compress(tar(member("a", b"a" * 5000)))[:60], "A layer cannot be read as a tar"),
-        (b"\x28\xb5\x2f\xfd" + bytes(100), "compressed with zstd"),
+        (zstd.compress(tar(member("a", b"a" * 5000)))[:-3], "A layer cannot be read as a tar.*end-of-stream"),
+        (zstd.compress(tar(member("a", b"a" * 5000)))[:4] + b"\xff" * 60, "A layer cannot be read as a tar.*Zstandard"),
+        (zstd.compress(b"no tar at all" * 100), "A layer cannot be read as a tar"),
     ],
-    ids=["empty", "text", "cut off", "zstd"],
+    ids=["empty", "text", "cut off", "zstd, cut off", "zstd, damaged", "zstd, text"],
 )
 def test_what_is_no_layer_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(TorchdockError, match=said):
@@ -187,15 +194,18 @@ def legacy() -> bytes:
     return tar(member(name, STORED), *members, member("manifest.json", json.dumps(manifest).encode()))
 
 
-def containerd() -> tuple[bytes, str]:
+def containerd(compress: Callable[[bytes], bytes]) -> tuple[bytes, str]:
     """The containerd store: layers compressed, the ID is that of the manifest; an attestation lies beside it."""
     manifest = b'{"schemaVersion": 2}'
     other = json.dumps(config("sha256:0")).encode()
-    stream = oci([gzip.compress(data, mtime=0) for data in LAYERS], more=[manifest, other])
+    stream = oci([compress(data) for data in LAYERS], more=[manifest, other])
     return stream, digest(manifest)
 
 
-@pytest.mark.parametrize("stream", [(oci(), digest(STORED)), (legacy(), digest(STORED)), containerd()])
+@pytest.mark.parametrize(
+    "stream",
+    [(oci(), digest(STORED)), (legacy(), digest(STORED)), containerd(zstd.compress), containerd(gzip.compress)],
+)
 @pytest.mark.parametrize("wanted", [[], [0], [2], [0, 1, 2]])
 def test_each_layout_gives_the_configuration_and_the_layers_that_were_asked_for(
     stream: tuple[bytes, str], wanted: list[int]
