@@ -239,6 +239,8 @@ build() {
     # By name: another builder that is the current one would keep the image to itself.
     set -- --builder "$(docker context show 2>/dev/null || echo default)" --progress=plain
     set -- "$@" --file "$file" --target environment --tag "$image" --provenance=false --sbom=false
+    # As src/torchdock/engine.py says (OUTPUT).
+    set -- "$@" --output type=image,compression=zstd,compression-level=1,oci-mediatypes=true
     set -- "$@" --build-arg "SOURCE_DATE_EPOCH=$(sed -n 's/^ARG SOURCE_DATE_EPOCH=//p' "$file" | head -n 1)"
     [ "$variant" = cpu ] || set -- "$@" --build-arg "VARIANT=$variant"
     [ -z "$base" ] || set -- "$@" --build-arg "BASE=$base"

@@ -14,7 +14,7 @@ from pathlib import Path
 from torchdock import debian, provision
 from torchdock.console import Reporter
 from torchdock.debian import DebianLock
-from torchdock.engine import Engine
+from torchdock.engine import OUTPUT, Engine
 from torchdock.errors import EngineError, InputError, TorchdockError
 from torchdock.process import capture, stream
 from torchdock.sources import BASE_IMAGE_VARIABLE, PROXY_VARIABLES, Sources, probe
@@ -212,7 +212,8 @@ def bootstrap(
                 "what the mirror has today. `invoke lock --upgrade debian` locks that"
             )
         build = [engine.cli, "buildx", "build", "--builder", engine.facts.context, "--provenance=false", "--sbom=false"]
-        build += ["--build-arg", f"SOURCE_DATE_EPOCH={base.epoch}", "--tag", tag or chosen.reference]
+        build += ["--output", OUTPUT, "--build-arg", f"SOURCE_DATE_EPOCH={base.epoch}"]
+        build += ["--tag", tag or chosen.reference]
         build += ["--file", str(root / "docker/base.Dockerfile"), str(private / "context")]
         done = capture(build, timeout=600)
         if done.code != 0:

@@ -22,7 +22,7 @@ from torchdock import base as bases
 from torchdock import debian, devel, locks, progress, rawjson, stages
 from torchdock.base import DRIFT, LOCKED, BaseChoice
 from torchdock.console import Reporter
-from torchdock.engine import Engine
+from torchdock.engine import OUTPUT, Engine
 from torchdock.errors import EngineError, TorchdockError
 from torchdock.process import stream
 from torchdock.progress import BuildProgress, Forecast
@@ -198,7 +198,7 @@ def command(builder: str, dockerfile: Path, target: str, tag: str, epoch: int) -
     Its output is for people to read.
     """
     argv = ["docker", "buildx", "build", "--builder", builder, rawjson.PLAIN, "--provenance=false", "--sbom=false"]
-    argv += ["--file", str(dockerfile), "--target", target, "--tag", tag]
+    argv += ["--output", OUTPUT, "--file", str(dockerfile), "--target", target, "--tag", tag]
     return [*argv, "--build-arg", f"SOURCE_DATE_EPOCH={epoch}"]
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from tests.fakes import FakeGpu, write_program, write_smi
 
+from torchdock.engine import OUTPUT
+
 ROOT = Path(__file__).resolve().parents[2]
 SIGHT = "src/torchdock/inside/sight.py"
 A, B = "GPU-5e6a8f0c-0000-4000-8000-000000000001", "GPU-5e6a8f0c-0000-4000-8000-000000000002"
@@ -266,6 +268,7 @@ def test_the_build_gets_the_sources_of_this_host_by_name(host: Host, tmp_path: P
     assert "--build-arg HTTPS_PROXY " in build
     assert "--network=host" in build
     assert "--builder mine" in build
+    assert f" --output {OUTPUT} " in build
     assert "hidden" not in host.calls.read_text()
     assert "PIP_INDEX_URL" not in host.written()  # the loopback is another one in there
     host.good(PIP_INDEX_URL="https://u:hidden@mirror.example/simple", UV_INDEX="a=http://localhost:1 b=https://b.example",

@@ -14,6 +14,7 @@ from given import ROOT, TableEngine, program
 from torchdock import base, debian, variants
 from torchdock.base import BaseChoice
 from torchdock.console import Reporter
+from torchdock.engine import OUTPUT
 from torchdock.errors import InputError, TorchdockError
 from torchdock.process import Completed
 from torchdock.sources import Mirror, Reach, Sources
@@ -168,7 +169,8 @@ def bootstrap(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bas
 def test_a_base_is_made_of_the_locked_packages(clone: Path, bootstrap: Callable[..., BaseChoice]) -> None:
     chosen = bootstrap()
     assert chosen == base.choices(clone, BASE, "x86_64", NOTHING)[1]
-    assert f"--tag {chosen.reference}" in (clone / "built").read_text()
+    built = (clone / "built").read_text()
+    assert f"--output {OUTPUT} " in built and f"--tag {chosen.reference}" in built
     version = dict(line.split() for line in (clone / "versions").read_text().splitlines())["bash"]
     assert f"Package: bash\nPin: version {version}\nPin-Priority: 1001\n" in (clone / "pins").read_text()
     left = [str(path.relative_to(clone / "root")) for path in (clone / "root").rglob("*") if path.is_file()]
@@ -196,7 +198,8 @@ def test_drift_of_the_base_is_said_and_has_a_name_of_its_own(
     (clone / "versions").write_text(text.replace("\nbash ", "\nbash 0") + "extra 1\n")
     chosen = bootstrap()
     assert (chosen.source, chosen.debian) == ("bootstrapped", "drift")
-    assert f"--tag {chosen.reference}" in (clone / "built").read_text()
+    built = (clone / "built").read_text()
+    assert f"--output {OUTPUT} " in built and f"--tag {chosen.reference}" in built
     assert "fallback: neither the Debian mirror nor the snapshot carries the locked" in (
         said := capsys.readouterr().out
     )

@@ -17,7 +17,7 @@ from given import ROOT, TableEngine, program
 
 from torchdock import base, image, stages, variants
 from torchdock.console import Reporter
-from torchdock.engine import Engine, ImageFacts
+from torchdock.engine import OUTPUT, Engine, ImageFacts
 from torchdock.errors import EngineError, TorchdockError
 from torchdock.image import BaseChoice, Wishes
 from torchdock.sources import Mirror, Sources
@@ -206,7 +206,8 @@ def test_the_plan_is_one_docker_command() -> None:
     planned = image.plan(ROOT, VARIANT, REGISTRY, NOTHING, builder="lab")
     assert planned.argv == (
         *("docker", "buildx", "build", "--builder", "lab", "--progress=plain", "--provenance=false", "--sbom=false"),
-        *("--file", f"{ROOT}/docker/cuda.Dockerfile", "--target", "environment", "--tag", planned.tag),
+        *("--output", OUTPUT, "--file", f"{ROOT}/docker/cuda.Dockerfile", "--target", "environment"),
+        *("--tag", planned.tag),
         *("--build-arg", "SOURCE_DATE_EPOCH=1791158400", "--build-arg", "VARIANT=cu130", str(ROOT)),
     )
 
