@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from torchdock import debian, image, uses
-from torchdock.engine import Engine, ImageFacts
+from torchdock.engine import Engine
 from torchdock.errors import TorchdockError
 from torchdock.image import BuildPlan, Built
 from torchdock.saved import printable
@@ -238,16 +238,6 @@ def untag(engine: Engine, name: str) -> None:
         engine.client.images.remove(name)
 
 
-def same(engine: Engine, facts: ImageFacts, id: str, layers: Sequence[str]) -> bool:
-    """Whether an image of the engine is the one with this configuration digest.
-
-    The containerd store names images by their manifests, which differ between one that was built and the same one
-    pulled: there the layers tell.
-    """
-    by_manifest = "io.containerd.snapshotter" in str(engine.facts.info.get("DriverStatus") or "")
-    return facts.id == id or (by_manifest and facts.layers == tuple(layers))
-
-
 def adopt(
     engine: Engine, state: CloneState, found: BuildPlan, reference: str, origin: str, seconds: float, *, new: bool
 ) -> Built:
@@ -259,7 +249,7 @@ def adopt(
     facts = engine.image(reference)
     assert facts is not None
     has = engine.image(found.tag)
-    if has is not None and not same(engine, has, facts.id, facts.layers):
+    if has is not None and not engine.same(has, facts):
         raise TorchdockError(
             f"This engine has {found.tag} already, and what came from {origin} differs from it, which it should not: "
             f"{has.id[7:19]} here, {facts.id[7:19]} there. Nothing was changed. `docker pull` it, and `invoke verify "

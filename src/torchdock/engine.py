@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torchdock.errors import EngineError, TorchdockError
 from torchdock.process import capture
@@ -208,15 +208,64 @@ def explain(facts: EngineFacts, state: State) -> str:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image that the engine has: its ID (config digest), the digests of its layers, its size in bytes.
+    """An image that the engine has.
 
-    digests: ``repository@sha256:…`` of the registries that it was pulled from or pushed to.
+    Attributes:
+        id: the digest of its configuration; with the containerd store of its manifest, which tells how the layers are
+            compressed as well, so equal images may have different ones (see :meth:`Engine.same`).
+        layers: their digests, uncompressed.
+        size: bytes; with the containerd store of the layers as they are compressed.
+        digests: ``repository@sha256:…`` of the registries that it was pulled from or pushed to; with the containerd
+            store of what was built here, too.
+        settings: see :func:`settings`.
     """
 
     id: str
     layers: tuple[str, ...]
     size: int
     digests: tuple[str, ...] = ()
+    settings: str = ""
+
+
+# The keys of `config` in OCI's specification and Docker's.
+_SETTINGS = [
+    "User",
+    "ExposedPorts",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "Volumes",
+    "WorkingDir",
+    "Labels",
+    "StopSignal",
+    "Healthcheck",
+    "OnBuild",
+    "Shell",
+]
+
+
+def settings(document: Mapping[str, Any]) -> str:
+    """What an image says besides its layers, as text to compare: platform, day, environment, command, labels and so on.
+
+    From its configuration (OCI image spec, config.md) or from ``docker image inspect``, which shows it with further
+    fields and empty ones; the history is left out, since that does not show it. Pure.
+    """
+    fields = {key.lower(): value for key, value in document.items()}
+    ran = fields.get("config") or {}
+    found = {key: ran[key] for key in _SETTINGS if ran.get(key)}
+    found |= {key: fields[key] for key in ("architecture", "os", "variant", "created", "author") if fields.get(key)}
+    return json.dumps(found, sort_keys=True)
+
+
+class Known(Protocol):
+    """What tells one image from another, of the engine or of a file (``id``: of its configuration)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+    @property
+    def settings(self) -> str: ...
 
 
 class Engine:
@@ -323,6 +372,19 @@ class Engine:
         return bool(self.facts.info.get("CDISpecDirs"))
 
     @property
+    def by_manifest(self) -> bool:
+        """It has containerd's image store, as Docker 29 and newer do: the ID of an image is its manifest's digest."""
+        return "io.containerd.snapshotter" in str(self.facts.info.get("DriverStatus") or "")
+
+    def same(self, one: Known, other: Known) -> bool:
+        """Whether two images have the same content.
+
+        Where IDs are of manifests, layers and settings tell: the same image, built and pulled, may have two.
+        """
+        alike = (one.layers, one.settings) == (other.layers, other.settings)
+        return one.id == other.id or (self.by_manifest and alike)
+
+    @property
     def architecture(self) -> str:
         """What it builds and runs for, in the words of ``uname -m`` (Podman has Go's)."""
         from torchdock import host
@@ -365,7 +427,7 @@ class Engine:
         return int(most) if most.isdigit() else 1 << 30
 
     def image(self, reference: str) -> ImageFacts | None:
-        """The image of this name, or None. An ID is the config digest, as ``sha256:…``."""
+        """The image of this name, or None."""
         import docker.errors
 
         try:
@@ -374,7 +436,7 @@ class Engine:
             return None
         layers = tuple((attributes.get("RootFS") or {}).get("Layers") or ())
         digests = tuple(attributes.get("RepoDigests") or ())
-        return ImageFacts(attributes["Id"], layers, int(attributes.get("Size") or 0), digests)
+        return ImageFacts(attributes["Id"], layers, int(attributes.get("Size") or 0), digests, settings(attributes))
 
     def history(self, reference: str) -> list[dict[str, Any]]:
         """How an image that is there was made, as ``docker history`` lists it: the newest step first."""

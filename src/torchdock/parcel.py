@@ -19,7 +19,7 @@ from typing import TextIO
 from torchdock import brought
 from torchdock.base import LOCKED
 from torchdock.console import Reporter, Step
-from torchdock.engine import Engine
+from torchdock.engine import Engine, settings
 from torchdock.errors import InputError, TorchdockError
 from torchdock.image import BuildPlan, Built
 from torchdock.process import stream
@@ -77,7 +77,7 @@ def save(engine: Engine, built: Built, path: Path, reporter: Reporter) -> int:
                 f"`docker save {built.image}` gave a file that is not whole, so {path} is as it was before. Save it "
                 "where it was built, or share it by a registry."
             ) from None
-        if facts is None or not brought.same(engine, facts, written.id, written.layers):
+        if facts is None or not engine.same(facts, written):
             raise TorchdockError(f"What `docker save` gave is not {built.image}: somebody changed it. Run it again.")
         umask = os.umask(0)
         os.umask(umask)
@@ -115,13 +115,20 @@ def _save_failure(name: str, path: Path, said: str) -> TorchdockError:
 
 @dataclass(frozen=True)
 class Carried:
-    """What a file of `docker save` holds: the image's ID (its configuration's digest), the digests of its layers, its
-    names, its variant (empty where it is none of ours)."""
+    """What a file of `docker save` holds.
+
+    Attributes:
+        id: the digest of the image's configuration.
+        layers: their digests, uncompressed.
+        variant: empty where it is none of ours.
+        settings: see :func:`torchdock.engine.settings`.
+    """
 
     id: str
     layers: tuple[str, ...]
     names: tuple[str, ...]
     variant: str
+    settings: str = ""
 
 
 def contained(path: Path) -> Carried:
@@ -140,7 +147,7 @@ def contained(path: Path) -> Carried:
         names = tuple(entry.get("RepoTags") or ())
         layers = tuple((document.get("rootfs") or {}).get("diff_ids") or ())
         variant = str(labels.get("dev.torchdock.variant") or "")
-        return Carried(f"sha256:{brought.sha256(config)}", layers, names, variant)
+        return Carried(f"sha256:{brought.sha256(config)}", layers, names, variant, settings(document))
     except OSError as error:
         if error.strerror:
             raise InputError(
@@ -178,7 +185,7 @@ def plan_load(engine: Engine, file: Carried, path: Path, candidates: Sequence[Bu
         )
     for name in file.names:
         has = engine.image(name)
-        if has is not None and not brought.same(engine, has, file.id, file.layers):
+        if has is not None and not engine.same(has, file):
             raise InputError(
                 f"{path} holds another {name} ({file.id[7:19]}) than this engine has ({has.id[7:19]}), which would "
                 f"lose its name. `invoke verify` tells whether the one here is right; `docker image rm {name}` "

@@ -314,7 +314,8 @@ def plan(
     )
     ours = same or usual
     there = engine.image(ours.tag)
-    if there is not None and there.id == theirs.id and (origin := uses.brought(engine, ours.tag)):
+    twin = there is not None and (brought := engine.image(theirs.name)) is not None and engine.same(there, brought)
+    if twin and (origin := uses.brought(engine, ours.tag)):
         again = _second_build(engine, state, variant, sources, wishes, ours)
         note = (
             f"{ours.tag} was not built on this engine, it came from {origin}: it is compared with a build of its own."

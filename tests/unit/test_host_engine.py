@@ -387,3 +387,52 @@ def test_the_process_that_serves_is_known_by_its_socket(tmp_path: Path) -> None:
         assert (ours.pid, ours.started) == (os.getpid(), f"{os.getpid()}:{ticks}")
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         assert ours.open_files == (1 << 30 if hard == resource.RLIM_INFINITY else hard)
+
+
+# --- images ---
+
+# As a configuration is stored, and as `docker image inspect` of Docker 26 shows it.
+STORED = {
+    "architecture": "amd64",
+    "config": {"Env": ["A=b"], "Cmd": ["x"], "ArgsEscaped": True, "Labels": {"a": "b"}, "WorkingDir": "/w"},
+    "created": "2026-10-05T00:00:00Z",
+    "history": [{"created_by": "CMD"}],
+    "os": "linux",
+    "rootfs": {"type": "layers", "diff_ids": ["sha256:0"]},
+}
+SHOWN = {
+    "Id": "sha256:1",
+    "Created": "2026-10-05T00:00:00Z",
+    "Author": "",
+    "Architecture": "amd64",
+    "Os": "linux",
+    "Size": 5,
+    "RootFS": {"Type": "layers", "Layers": ["sha256:0"]},
+    "Config": {"Hostname": "", "Tty": False, "Volumes": None, "Entrypoint": None, "OnBuild": None, "User": "",
+               **STORED["config"]},  # type: ignore[dict-item]
+}  # fmt: skip
+
+
+def test_a_configuration_says_the_same_where_it_is_stored_and_where_it_is_shown() -> None:
+    assert engine.settings(STORED) == engine.settings(SHOWN)
+    assert engine.settings({**STORED, "config": None}) == engine.settings({**SHOWN, "Config": {"User": ""}})
+
+
+@pytest.mark.parametrize(
+    "different",
+    [{"created": "2026-10-06T00:00:00Z"}, {"architecture": "arm64"}, {"config": {"Cmd": ["x"]}}, {"variant": "v8"}],
+)
+def test_a_configuration_that_says_something_else_is_another(different: dict[str, Any]) -> None:
+    assert engine.settings({**STORED, **different}) != engine.settings(STORED)
+
+
+def test_which_images_are_the_same_depends_on_what_an_id_is_of() -> None:
+    store = {**INFO, "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    one = engine.ImageFacts("sha256:1", ("sha256:0",), 1, settings="{}")
+    another = engine.ImageFacts("sha256:2", ("sha256:0",), 2, settings="{}")
+    classic, containerd = engine.Engine(facts()), engine.Engine(facts(info=store))
+    assert (classic.by_manifest, containerd.by_manifest) == (False, True)
+    assert classic.same(one, one) and not classic.same(one, another)
+    assert containerd.same(one, another)
+    assert not containerd.same(one, engine.ImageFacts("sha256:2", ("sha256:9",), 1, settings="{}"))
+    assert not containerd.same(one, engine.ImageFacts("sha256:2", ("sha256:0",), 1, settings='{"User": "1"}'))

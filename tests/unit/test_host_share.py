@@ -12,6 +12,7 @@ import pytest
 from given import INFO, ROOT, TableEngine, open_folder, program, without_rights
 
 from torchdock import brought, debian, image, parcel, share, variants
+from torchdock import engine as engines
 from torchdock.base import BaseChoice
 from torchdock.brought import Contents, Expected
 from torchdock.console import Reporter
@@ -517,9 +518,10 @@ ENTRY = {"Config": "config", "RepoTags": ["torchdock/cu130:5edab7a1dbcb"]}
 def test_a_file_tells_what_it_holds(tmp_path: Path) -> None:
     found = parcel.contained(archive(tmp_path / "x.tar", [ENTRY], config=CONFIG))
     named = ("torchdock/cu130:5edab7a1dbcb",)
-    assert found == parcel.Carried(f"sha256:{brought.sha256(CONFIG)}", ("sha256:0",), named, "cu130")
+    said = engines.settings(json.loads(CONFIG))
+    assert found == parcel.Carried(f"sha256:{brought.sha256(CONFIG)}", ("sha256:0",), named, "cu130", said)
     nameless = archive(tmp_path / "y.tar", [{"Config": "config", "RepoTags": None}], config=b"{}")
-    assert parcel.contained(nameless) == parcel.Carried(f"sha256:{brought.sha256(b'{}')}", (), (), "")
+    assert parcel.contained(nameless) == parcel.Carried(f"sha256:{brought.sha256(b'{}')}", (), (), "", "{}")
 
 
 @pytest.mark.parametrize(
@@ -559,14 +561,15 @@ def test_a_file_moves_no_name_of_another_image(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_names_images_by_their_manifest(tmp_path: Path) -> None:
-    """The containerd store: the same image has another ID where it was pulled, so its layers tell."""
+    """The containerd store: the same image has another ID where it was pulled, so layers and settings tell."""
     store = {**INFO, "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
     engine, mine = Shelf(info=store), parcel.Carried("sha256:config", ("sha256:0",), (planned().tag,), "cu130")
     engine.known[planned().tag] = facts("sha256:manifest")
     assert parcel.plan_load(engine, mine, tmp_path / "x.tar", [planned()]) == planned()
-    engine.known[planned().tag] = replace(facts("sha256:manifest"), layers=("sha256:1",))
-    with pytest.raises(InputError, match="which would lose its name"):
-        parcel.plan_load(engine, mine, tmp_path / "x.tar", [planned()])
+    for different in ({"layers": ("sha256:1",)}, {"settings": '{"User": "1"}'}):
+        engine.known[planned().tag] = replace(facts("sha256:manifest"), **different)
+        with pytest.raises(InputError, match="which would lose its name"):
+            parcel.plan_load(engine, mine, tmp_path / "x.tar", [planned()])
 
 
 @pytest.mark.parametrize(

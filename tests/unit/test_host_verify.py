@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import tarfile
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from given import ROOT, TableEngine, program
 from tars import DIFF_IDS, HISTORY, LAYERS, STORED, blob, config, digest, member, oci, saved, tar
 
 from torchdock import base, difference, image, uses, variants, verify
+from torchdock import saved as reading
 from torchdock.console import Reporter
 from torchdock.difference import Comparison
 from torchdock.engine import ImageFacts
@@ -105,6 +108,16 @@ def test_equal_ids_need_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(layer.first, layer.second) for layer in found.layers] == [(one, one) for one in DIFF_IDS]
 
 
+def test_equal_images_that_are_compressed_otherwise_are_equal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The containerd store: another ID, since that is of the manifest."""
+    for name, compress in (("gzip", gzip.compress), ("zstd", reading._zstd().compress)):
+        (tmp_path / name).write_bytes(oci([compress(data) for data in LAYERS]))
+    know(monkeypatch, inspected("one", id="gzip"), inspected("two", id="zstd"))
+    found = verify.verify(SavingEngine(tmp_path, f'cat "{tmp_path}/$2"'), "one", "two", Reporter())
+    assert found.equal and found.first_id == found.second_id == ID
+    assert all(layer.equal for layer in found.layers) and (found.config, found.notes) == ((), ())
+
+
 def test_images_are_read_once_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changed = tar(member("file1", b"other"))
     stored = json.dumps(config(DIFF_IDS[0], digest(changed), DIFF_IDS[2])).encode()
@@ -147,7 +160,7 @@ def test_a_layer_that_cannot_be_read_ends_docker_as_well(monkeypatch: pytest.Mon
     know(monkeypatch, inspected("one"), inspected("two", id="sha256:2", layers=()))
     (tmp_path / "image").write_bytes(tar((blob(LAYERS[0])[0], b"\x28\xb5\x2f\xfd" + bytes(len(LAYERS[0]) - 4))))
     script = f"echo $$ >{tmp_path}/pid; cat {tmp_path}/image; exec sleep 600"
-    with pytest.raises(TorchdockError, match="zstd"):
+    with pytest.raises(TorchdockError, match="A layer cannot be read"):
         verify.verify(SavingEngine(tmp_path, script), "one", "two", Reporter())
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -428,6 +441,21 @@ def test_an_image_that_was_brought_is_compared_with_a_build_of_its_own(
     assert builds["calls"] == [("torchdock/verify:bbb-c10ne", True, MADE)]
     assert builds["compared"] == ("torchdock/cu130:bbb", "torchdock/verify:bbb-c10ne")
     assert "came from registry.example.org/team@sha256:1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("store", ["overlay2", "containerd"])
+def test_a_brought_image_that_is_compressed_otherwise_is_compared_with_no_brought_one(
+    builds: dict[str, Any], store: str
+) -> None:
+    engine = builds["engine"]
+    if store == "containerd":
+        info = {**engine.facts.info, "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+        engine.facts = replace(engine.facts, info=info)
+    other = replace(HAVE, id="sha256:another")  # of the manifest, or of a configuration that differs in its history
+    engine.known |= {"torchdock/cu130:bbb": HAVE, "theirs:1": other, "torchdock/base:2": HAVE}
+    builds["brought"] = {"torchdock/cu130:bbb": "registry.example.org/team@sha256:1"}
+    plan = verify.plan(engine, builds["state"], VARIANT, SOURCES, other="theirs:1")
+    assert plan.other == ("theirs:1" if store == "overlay2" else "torchdock/verify:bbb-c10ne")
 
 
 def test_the_base_of_an_image_that_was_brought_is_made_first(builds: dict[str, Any]) -> None:
