@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -37,6 +37,11 @@ MEANINGS = {
 RAW = (
     "every file is equal in content, time, mode and owner: the bytes of the tar differ in raw headers or padding, so "
     "another engine or BuildKit version wrote it"
+)
+STORES = (
+    "Every file that a container of them sees is equal in content, time, mode and owner. One was built by an engine "
+    "with the overlay2 store, the other by one with containerd's, which leaves out of a layer what a step touched and "
+    "did not change, and marks of new folders: layers are equal to the bit among engines with the same store alone."
 )
 
 
@@ -152,6 +157,35 @@ def _whole(entry: Entry) -> str:
     return printable(f"{entry.type} to {entry.link}" if entry.link else entry.type)
 
 
+_OPAQUE, _WHITEOUT = ".wh..wh..opq", ".wh."
+
+
+def tree(layers: Iterable[Layer]) -> dict[str, Entry]:
+    """The files that a container sees of these layers, the lowest first, by path (OCI image spec, layer.md). Pure."""
+    found: dict[str, Entry] = {}
+
+    def remove_below(folder: str) -> None:
+        for path in [path for path in found if path.startswith(f"{folder}/")]:
+            del found[path]
+
+    for layer in layers:
+        for entry in layer.entries:  # whiteouts are about the layers below, wherever in their own they stand
+            folder, slash, name = entry.path.rpartition("/")
+            if name == _OPAQUE and folder in found:
+                remove_below(folder)
+            elif name.startswith(_WHITEOUT):
+                hidden = f"{folder}{slash}{name.removeprefix(_WHITEOUT)}"
+                if found.pop(hidden, None) is not None:
+                    remove_below(hidden)
+        for entry in layer.entries:
+            if not entry.path.rpartition("/")[2].startswith(_WHITEOUT):
+                before = found.get(entry.path)
+                if before is not None and before.type == "folder" != entry.type:
+                    remove_below(entry.path)
+                found[entry.path] = entry
+    return found
+
+
 # --- how two configurations differ ----------------------------------------------------------------------------------
 
 
@@ -252,6 +286,14 @@ class Comparison:
     @property
     def equal(self) -> bool:
         return self.first_id == self.second_id
+
+    @property
+    def by_store(self) -> bool:
+        """Engines with different image stores may have built them: folders or their marks are missing on one side."""
+        missing = [one for layer in self.layers for one in layer.differences if not (one.first and one.second)]
+        all_missing = len(missing) == sum(len(layer.differences) for layer in self.layers)
+        marks = [one for one in missing if "folder" in (one.first, one.second) or one.path.endswith(f"/{_OPAQUE}")]
+        return bool(marks) and all_missing and not self.config
 
     def document(self) -> dict[str, Any]:
         """As ``verify --json`` prints it; every differing file is in it."""

@@ -23,10 +23,10 @@ from typing import IO, Any
 from torchdock import base as bases
 from torchdock import image, uses, variants
 from torchdock.console import Reporter, Step
-from torchdock.difference import MEANINGS, Comparison, LayerComparison, compare, pairs
+from torchdock.difference import MEANINGS, STORES, Comparison, LayerComparison, compare, pairs, tree
 from torchdock.engine import Engine
 from torchdock.errors import InputError, TorchdockError
-from torchdock.saved import LayerName, SavedImage, name_by_listing, printable, read_image
+from torchdock.saved import Entry, LayerName, SavedImage, name_by_listing, printable, read_image
 from torchdock.sources import Sources
 from torchdock.state import CloneState
 from torchdock.variants import GB, Variant
@@ -79,7 +79,8 @@ def verify(engine: Engine, first: str, second: str, reporter: Reporter) -> Compa
     """Compare two images that the engine has; changes nothing.
 
     Where their IDs are equal, nothing else is read. Else each is read once (`docker save`, about 9 s per GB, whose
-    copy below the engine's folder is gone afterwards).
+    copy below the engine's folder is gone afterwards); where they may be of engines with different image stores, again
+    and whole.
 
     Raises:
         InputError: there is no such image.
@@ -94,12 +95,25 @@ def verify(engine: Engine, first: str, second: str, reporter: Reporter) -> Compa
         return Comparison(first, second, one.id, two.id, tuple(layers))
     differing = [pair for pair in pairs(one.names, one.layers, two.names, two.layers) if not pair.equal]
     wanted = ({pair.first for pair in differing if pair.first}, {pair.second for pair in differing if pair.second})
-    read = []
-    for side, digests in zip((one, two), wanted, strict=True):
-        _check_disk(engine, side)
-        with reporter.step(f"Reading {side.name}") as step:
-            read.append(_read(engine, side, digests, step))
-    return compare(first, read[0], second, read[1])
+    read = [_reading(engine, side, digests, reporter) for side, digests in zip((one, two), wanted, strict=True)]
+    comparison = compare(first, read[0], second, read[1])
+    if comparison.by_store:  # whether that is all, only both whole images tell
+        seen = [_files(engine, side, reporter) for side in (one, two)]
+        if seen[0] == seen[1]:
+            comparison = replace(comparison, notes=(*comparison.notes, STORES))
+    return comparison
+
+
+def _files(engine: Engine, image: _Inspected, reporter: Reporter) -> Mapping[str, Entry]:
+    """What a container sees of an image."""
+    layers = _reading(engine, image, set(image.layers), reporter).layers
+    return tree(layers[digest] for digest in image.layers)
+
+
+def _reading(engine: Engine, image: _Inspected, wanted: set[str], reporter: Reporter) -> SavedImage:
+    _check_disk(engine, image)
+    with reporter.step(f"Reading {image.name}") as step:
+        return _read(engine, image, wanted, step)
 
 
 def _check_disk(engine: Engine, image: _Inspected) -> None:
@@ -117,7 +131,7 @@ def _check_disk(engine: Engine, image: _Inspected) -> None:
 
 
 def _read(engine: Engine, image: _Inspected, wanted: set[str], step: Step) -> SavedImage:
-    step.now(f"{len(wanted)} of {len(image.layers)} layers differ")
+    step.now(f"{len(wanted)} of {len(image.layers)} layers")
     with tempfile.TemporaryFile("w+", errors="replace") as errors, _saving(engine, image.id, errors) as child:
         assert child.stdout is not None
         try:

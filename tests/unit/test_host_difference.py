@@ -242,3 +242,62 @@ def test_a_layer_that_was_not_read_is_told() -> None:
     one, two = saved(*LAYERS), saved(LAYERS[0], LAYERS[2], LAYERS[1])
     found = difference.compare("one", replace(one, layers={}), "two", replace(two, layers={}))
     assert [layer.note for layer in found.layers] == ["", *["its files were not looked into"] * 2]
+
+
+# --- what a container sees ---
+
+
+def seen(*layers: list[tuple[tarfile.TarInfo, bytes]]) -> list[tuple[str, str]]:
+    files = difference.tree(layer(*members) for members in layers)
+    return sorted((path, f"{entry.type} {entry.size}") for path, entry in files.items())
+
+
+def folder(name: str) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, type=tarfile.DIRTYPE, mode=0o755)
+
+
+BELOW = [folder("a"), member("a/x", b"x"), folder("a/b"), member("a/b/y", b"y"), member("ab", b"z")]
+
+
+@pytest.mark.parametrize(
+    ("above", "expected"),
+    [
+        ([], {"a": "folder 0", "a/x": "file 1", "a/b": "folder 0", "a/b/y": "file 1", "ab": "file 1"}),
+        ([member("a/x", b"xx")], {"a/x": "file 2"}),
+        ([folder("a")], {"a/b/y": "file 1"}),
+        ([member("a/.wh.b")], {"a": "folder 0", "a/x": "file 1", "ab": "file 1"}),
+        ([member(".wh.ab"), member("a/.wh.none")], {"a/b/y": "file 1", "ab": None}),
+        (
+            [folder("a"), member("a/new", b"n"), member("a/.wh..wh..opq")],
+            {"a/new": "file 1", "a/x": None, "a/b/y": None},
+        ),
+        ([folder("new"), member("new/.wh..wh..opq"), member("new/n")], {"new/n": "file 0", "a/b/y": "file 1"}),
+        ([member("a", b"f")], {"a": "file 1", "a/x": None, "a/b": None, "a/b/y": None, "ab": "file 1"}),
+    ],
+    ids=["nothing", "changed", "a folder again", "whiteout", "of a file", "opaque", "a new one", "a file instead"],
+)
+def test_a_container_sees_what_the_layers_say(
+    above: list[tuple[tarfile.TarInfo, bytes]], expected: dict[str, str | None]
+) -> None:
+    found = dict(seen(BELOW, above))
+    assert {path: found.get(path) for path in expected} == expected
+    assert not [path for path in found if ".wh." in path]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        ([folder("etc"), member("x", b"x")], [member("x", b"x")], True),
+        ([member("x", b"x")], [folder("etc"), member("x", b"x")], True),
+        ([folder("a"), member("a/.wh..wh..opq")], [folder("a")], True),
+        ([folder("etc"), member("lock")], [], True),
+        ([member("lock")], [], False),  # one more file is no sign of it
+        ([folder("etc"), member("x", b"x")], [member("x", b"y")], False),
+        ([folder("etc")], [folder("etc")], False),
+    ],
+)
+def test_what_another_image_store_may_have_left_out_is_looked_into(
+    one: list[tuple[tarfile.TarInfo, bytes]], two: list[tuple[tarfile.TarInfo, bytes]], expected: bool
+) -> None:
+    assert difference.compare("one", saved(tar(*one)), "two", saved(tar(*two))).by_store is expected
+    assert not difference.compare("one", saved(tar(*one), os="a"), "two", saved(tar(*two))).by_store

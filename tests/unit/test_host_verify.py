@@ -132,6 +132,26 @@ def test_images_are_read_once_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert (tmp_path / "calls").read_text().splitlines() == [f"save {ID}", f"save {digest(stored)}"]
 
 
+@pytest.mark.parametrize("lost", [b"", b"lost"])
+def test_an_image_of_another_store_has_the_same_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: bytes
+) -> None:
+    """Folders that a step touched, marks of new ones, files that are as they were: overlay2 keeps them in a layer."""
+    etc, new = (member(name, type=tarfile.DIRTYPE, mode=0o755) for name in ("etc", "new"))
+    below = tar(etc, member("etc/lock"))
+    classic = tar(etc, member("etc/lock", lost), new, member("new/.wh..wh..opq"), member("new/x", b"x"))
+    known = []
+    for name, layers in (("one", [below, classic]), ("two", [below, tar(new, member("new/x", b"x"))])):
+        diff_ids = tuple(digest(data) for data in layers)
+        stored = json.dumps(config(*diff_ids)).encode()
+        (tmp_path / digest(stored)).write_bytes(oci(layers, stored))
+        known.append(inspected(name, id=digest(stored), layers=diff_ids))
+    know(monkeypatch, *known)
+    found = verify.verify(SavingEngine(tmp_path, f'cat "{tmp_path}/$2"'), "one", "two", Reporter())
+    assert not found.equal
+    assert found.notes == (() if lost else (difference.STORES,))
+
+
 def test_layers_that_changed_places_or_stand_twice_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     known = []
     for name, layers in (("one", [LAYERS[0], LAYERS[1], LAYERS[1]]), ("two", [LAYERS[1], LAYERS[0], LAYERS[1]])):
