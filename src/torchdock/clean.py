@@ -217,6 +217,8 @@ def _images(engine: Engine) -> tuple[Image, ...]:
             digests = (image.attrs.get("RootFS") or {}).get("Layers") or ()
             ours = any(tag.startswith("torchdock/") for tag in tags)
             sizes = size_by_listing(image.history(), len(digests)) if ours else [0] * len(digests)
+            if engine.by_manifest and (unpacked := sum(sizes)):  # each is stored as it was compressed, too
+                sizes = [size * int(row["Size"]) // unpacked for size in sizes]
         except docker.errors.ImageNotFound:  # somebody removed it just now
             continue
         layers, below = [], ""

@@ -40,7 +40,7 @@ DEFAULT_ENDPOINTS = ("unix:///var/run/docker.sock", "unix:///run/docker.sock")
 COUNTING_SECONDS = 600
 # How a build's image is kept. The containerd store alone compresses while it builds: zstd's fastest level takes 0.4 of
 # the time of gzip, which is the default, to the same size. By OCI's media types, as Docker's own have none for zstd:
-# Docker 26 lists no image that has it all the same, and Podman pulls none. The other store ignores all of it.
+# Docker 26 does not list an image that has it all the same. The other store ignores all of it.
 OUTPUT = "type=image,compression=zstd,compression-level=1,oci-mediatypes=true"
 
 
