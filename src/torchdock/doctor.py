@@ -57,14 +57,12 @@ def judge_identity(live: Engine) -> Finding:
     return Finding("engine", "identity", "note", seen, identity.groups_remedy(way))
 
 
-def judge_disk(free: int | None, where: str, variant: Variant, *, image_there: bool) -> Finding:
-    """Free space (bytes) below the engine's folder against what a cold build takes. Pure."""
+def judge_disk(free: int | None, where: str, variant: Variant, need: int, *, image_there: bool) -> Finding:
+    """Free space (bytes) below the engine's folder against what a cold build takes (bytes). Pure."""
     if free is None:
         return Finding("disk", "free space", "note", "the engine's disk is not this host's; it was not examined")
-    seen = (
-        f"{free / GB:.1f} GB free below {where}; a cold build of {variant.name} takes {variant.build_bytes / GB:.1f} GB"
-    )
-    if free >= variant.build_bytes:
+    seen = f"{free / GB:.1f} GB free below {where}; a cold build of {variant.name} takes {need / GB:.1f} GB"
+    if free >= need:
         return Finding("disk", "free space", "good", seen)
     remedy = (
         "`docker builder prune` gives back build caches, `invoke clean --images` this clone's images; "
@@ -114,7 +112,7 @@ def examine_disk(live: Engine, state: CloneState, variant: Variant) -> list[Find
     where = live.data_root
     image_there = any(live.image(str(record["image"])) for record in state.records() if "steps" in record)
     free = shutil.disk_usage(where).free if where else None
-    return [judge_disk(free, str(where), variant, image_there=image_there)]
+    return [judge_disk(free, str(where), variant, image.cold_bytes(live, variant), image_there=image_there)]
 
 
 def examine_settings() -> tuple[sources.Sources, bool, list[Finding]]:

@@ -512,6 +512,19 @@ def likely(engine: Engine, candidates: Sequence[BuildPlan]) -> BuildPlan:
     return next((plan for plan in candidates if engine.image(plan.base.reference)), candidates[0])
 
 
+def cold_bytes(engine: Engine, variant: Variant) -> int:
+    """The disk that a cold build takes at its peak, the image included."""
+    return variant.build_bytes + _written_twice(engine, variant.image_bytes)
+
+
+def _written_twice(engine: Engine, written: int) -> int:
+    """What containerd's store takes besides of so many bytes of layers: compressed, half; and unpacked from that again.
+
+    For there an image shares nothing with the build cache. Measured with Docker 26.1 and cu130: 17 GB.
+    """
+    return written * 3 // 2 if engine.by_manifest else 0
+
+
 def check_disk(engine: Engine, variant: Variant, forecast: Forecast) -> None:
     """Refuse a build that the disk cannot hold, before it starts.
 
@@ -521,9 +534,9 @@ def check_disk(engine: Engine, variant: Variant, forecast: Forecast) -> None:
     where = engine.data_root
     if where is None:  # the engine's disk is not this host's (Docker Desktop): it will say so itself
         return
-    need = variant.build_bytes
+    need = cold_bytes(engine, variant)
     if forecast.write_bytes is not None and any(one.cached and one.write for one in forecast.steps):
-        need = min(need, 2 * GB + forecast.write_bytes)
+        need = min(need, 2 * GB + forecast.write_bytes + _written_twice(engine, forecast.write_bytes))
     free = shutil.disk_usage(where).free
     if free < need:
         raise TorchdockError(

@@ -99,7 +99,7 @@ def test_podman_builds_nothing_and_doctor_says_how_an_image_gets_there() -> None
     ],
 )
 def test_the_disk_is_judged(free: "int | None", image_there: bool, severity: str) -> None:
-    finding = doctor.judge_disk(free, "/var/lib/docker", VARIANT, image_there=image_there)
+    finding = doctor.judge_disk(free, "/var/lib/docker", VARIANT, VARIANT.build_bytes, image_there=image_there)
     assert (finding.group, finding.severity) == ("disk", severity)
     if free is not None:
         size = f"{VARIANT.build_bytes / GB:.1f} GB"

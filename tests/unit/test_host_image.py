@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from given import ROOT, TableEngine, program
+from given import INFO, ROOT, TableEngine, program
 
 from torchdock import base, image, stages, variants
 from torchdock.console import Reporter
@@ -777,6 +777,12 @@ def test_a_cold_build_is_refused_before_it_fills_the_disk(clone: Path, monkeypat
     needed = f"Building cu130 needs {VARIANT.build_bytes / GB:.1f} GB free below {clone}"
     assert needed in str(refused.value)
     assert "docker builder prune" in str(refused.value) and "Nothing was changed." in str(refused.value)
+    # containerd's store has the layers in the cache, compressed, and unpacked again.
+    store = {**INFO, "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    both, needed = TableEngine(info=store, data_root=clone), VARIANT.build_bytes + VARIANT.image_bytes * 3 // 2
+    check(clone, both, needed, monkeypatch)
+    with pytest.raises(TorchdockError, match=rf"needs {needed / GB:.1f} GB free"):
+        check(clone, both, needed - 1, monkeypatch)
 
 
 def keep(root: Path, plan: image.BuildPlan, sizes: int = GB) -> None:
