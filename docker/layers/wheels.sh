@@ -46,6 +46,7 @@ watched "$layer" quietly /uv/bin/uv pip install --quiet --python "$venv/bin/pyth
 rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.
+# -B -S: what the environment imports at every start would get its bytecode by that, with the time of today.
 find "$venv" -newer "$marker" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-PYTHONHASHSEED=0 "$venv/bin/python" /run/bytecode.py "$venv/lib"
+PYTHONHASHSEED=0 "$venv/bin/python" -B -S /run/bytecode.py "$venv/lib"
 touched
