@@ -59,6 +59,37 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/tmp \
     sh /run/uv.sh
 
+# The wheels of layers that stand on large ones: a step that mounts secrets would have BuildKit read all that is below it.
+FROM python AS torch-wheels
+ARG VARIANT
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/download.sh,target=/run/download.sh \
+    --mount=type=bind,source=docker/locks/${VARIANT}/torch.txt,target=/run/lock.txt \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/download.sh torch
+
+FROM python AS recent-wheels
+ARG VARIANT
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/download.sh,target=/run/download.sh \
+    --mount=type=bind,source=docker/locks/${VARIANT}/recent.txt,target=/run/lock.txt \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/download.sh recent
+
+FROM python AS nvcc-wheels
+ARG VARIANT
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/download.sh,target=/run/download.sh \
+    --mount=type=bind,source=docker/locks/${VARIANT}/devel.txt,target=/run/lock.txt \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/download.sh devel
+
 # Before the stage that the image goes on from: BuildKit lets stages on one parent share the list of their history, and the
 # last one's words stay.
 FROM python AS tools
@@ -98,8 +129,7 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/torch.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
-    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
-    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=bind,from=torch-wheels,source=/wheels,target=/wheels \
     --mount=type=tmpfs,target=/tmp \
     sh /run/wheels.sh torch
 
@@ -122,8 +152,7 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/recent.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
-    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
-    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=bind,from=recent-wheels,source=/wheels,target=/wheels \
     --mount=type=tmpfs,target=/tmp \
     sh /run/wheels.sh recent
 
@@ -170,8 +199,7 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/devel.sh,target=/run/devel.sh \
     --mount=type=bind,source=docker/locks/${VARIANT}/devel.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
-    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
-    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=bind,from=nvcc-wheels,source=/wheels,target=/wheels \
     --mount=type=tmpfs,target=/tmp \
     sh /run/devel.sh
 ENV CUDA_HOME=/opt/cuda \

@@ -144,3 +144,33 @@ answers() {
 header() {
     head -n 1 "$2" | tr ' ' '\n' | sed -n "s/^$1=//p"
 }
+
+# pins FILE: the names and versions in a lock of wheels, in one line; empty where it has none.
+pins() {
+    sed -n 's/^\([^# ][^ ]*\).*/\1/p' "$1" | tr '\n' ' '
+}
+
+# indexes FILE: pip and uv take packages from where this host does, and those of this lock from its own index as well.
+indexes() {
+    if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; fi
+    if [ -s /run/secrets/netrc ]; then export NETRC=/run/secrets/netrc; fi
+    if [ -s /run/secrets/index ]; then
+        PIP_INDEX_URL=$(cat /run/secrets/index)
+        export PIP_INDEX_URL UV_DEFAULT_INDEX="$PIP_INDEX_URL"
+    fi
+    # torch's own index is asked for its layer alone: it carries stale copies of other packages.
+    own=$(header index "$1")
+    if [ -n "$own" ]; then
+        if [ -s /run/secrets/torch-index ]; then
+            mirror=$(cat /run/secrets/torch-index)
+            own=${mirror%/}/${own##*/}
+        fi
+        export UV_INDEX="$own" PIP_EXTRA_INDEX_URL="$own"
+    fi
+}
+
+# pip WORD…: pip straight out of its wheel, as ensurepip runs it: an environment for one download would take longer than that.
+pip() {
+    PYTHONPATH=$(echo /usr/share/python-wheels/pip-*.whl) \
+        python3 -B -m pip --disable-pip-version-check --no-cache-dir --no-input "$@"
+}

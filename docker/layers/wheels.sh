@@ -1,5 +1,6 @@
 #!/bin/sh
 # A layer of wheels. Usage: wheels.sh LAYER    (its lock is /run/lock.txt, uv is mounted at /uv, bytecode.py beside it)
+# Where download.sh has been, its wheels are mounted at /wheels; else they are downloaded here.
 . /run/common.sh
 layer=$1
 lock=/run/lock.txt
@@ -14,35 +15,32 @@ case ,$(header architectures "$lock"), in
     ,, | *,"$machine",*) ;;
     *) fail "this lock is for $(header architectures "$lock"), this machine is $machine" ;;
 esac
-wheels=$(sed -n 's/^\([^# ][^ ]*\).*/\1/p' "$lock" | tr '\n' ' ')
+wheels=$(pins "$lock")
 touched() { touch -d "@$SOURCE_DATE_EPOCH" /opt / /etc /root /run; } # by mounts alone
 if [ -z "$wheels" ]; then # `recent`, while nothing was added since the tools were laid out
     touched
     exit
 fi
+
 if [ -e /run/secrets/offline ]; then
     fail "offline: the layer $layer is not in the build cache; it needs these wheels: $wheels"
 fi
 
 # Group and world may write the folders of the environment: whoever runs the container may `pip install`.
 umask 0
-if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi
-if [ -s /run/secrets/netrc ]; then export NETRC=/run/secrets/netrc; fi
-if [ -s /run/secrets/index ]; then UV_DEFAULT_INDEX=$(cat /run/secrets/index); export UV_DEFAULT_INDEX; fi
-# torch's own index is asked for this layer alone: it carries stale copies of other packages.
-index=$(header index "$lock")
-if [ -n "$index" ]; then
-    if [ -s /run/secrets/torch-index ]; then index=$(cat /run/secrets/torch-index); index=${index%/}/$(header index "$lock" | sed 's|.*/||'); fi
-    export UV_INDEX="$index"
-fi
+indexes "$lock"
 # uv's cache on the environment's own file system: files are linked, not copied, and 5 GB are written once.
 export UV_CACHE_DIR="$venv/.uv-cache" UV_LINK_MODE=hardlink
 # No record of when and whence a wheel was installed: it differs from build to build.
 export UV_NO_INSTALLER_METADATA=1 UV_NO_PROGRESS=1 UV_HTTP_TIMEOUT=120
 marker=/tmp/started
 touch "$marker"
-watched "$layer" quietly /uv/bin/uv pip install --quiet --python "$venv/bin/python" --require-hashes --no-deps \
-    --only-binary :all: -r "$lock"
+set -- --quiet --python "$venv/bin/python" --require-hashes --no-deps --only-binary :all: -r "$lock"
+if [ -d /wheels ]; then
+    quietly /uv/bin/uv pip install "$@" --offline --no-index --find-links /wheels
+else
+    watched "$layer" quietly /uv/bin/uv pip install "$@"
+fi
 rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.

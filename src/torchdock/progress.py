@@ -16,6 +16,9 @@ STAGES = {
     "python": "Python",
     "system": "Debian packages",
     "uv": "uv",
+    "torch-wheels": "wheels of torch",
+    "recent-wheels": "wheels of recent packages",
+    "nvcc-wheels": "wheels of the CUDA compiler",
     "cuda": "CUDA libraries",
     "torch": "torch and torchvision",
     "tools": "tools",
@@ -27,7 +30,10 @@ STAGES = {
     "workspace": "packages of the workspace",
 }
 # The same in the line before a build, where the stages of Debian are one.
-_PARTS = {"python": "Debian", "system": "Debian", "cuda": "CUDA", "recent": "recent packages", "nvcc": "CUDA compiler"}
+_PARTS = {
+    **{"python": "Debian", "system": "Debian", "cuda": "CUDA", "torch-wheels": "torch"},
+    **{"recent-wheels": "recent packages", "nvcc-wheels": "CUDA compiler"},
+}
 
 # By this line of a step's output it says how many bytes it has received so far.
 _RECEIVED = re.compile(r"^#(\d+) (?:[\d.]+ )?torchdock: received: \S+ (\d+)$")
