@@ -165,7 +165,7 @@ indexes() {
             mirror=$(cat /run/secrets/torch-index)
             own=${mirror%/}/${own##*/}
         fi
-        export UV_INDEX="$own" PIP_EXTRA_INDEX_URL="$own"
+        export UV_INDEX="$own" PIP_INDEX_URL="$own"
     fi
 }
 

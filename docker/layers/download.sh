@@ -12,5 +12,13 @@ if [ -e /run/secrets/offline ]; then
     fail "offline: the layer $layer is not in the build cache; it needs these wheels: $wheels"
 fi
 indexes "$lock"
-watched "$layer-wheels" quietly pip download --quiet --progress-bar off --require-hashes --only-binary :all: --no-deps \
+# briefly COMMAND…: as `quietly`, and of pip's words those that say why. What an index answered it tells to -vv alone.
+briefly() {
+    "$@" >/tmp/output 2>&1 || {
+        code=$?
+        grep -E 'Could not fetch URL|ERROR|WARNING|HASHES|^ +(Expected|Got) |^ +[^ ]+==[^ ]+ from ' /tmp/output | tail -n 20 | hide >&2
+        return "$code"
+    }
+}
+watched "$layer-wheels" briefly pip download -vv --progress-bar off --require-hashes --only-binary :all: --no-deps \
     --dest /wheels -r "$lock"
