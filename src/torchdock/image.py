@@ -582,7 +582,7 @@ _MEANINGS = (
         "there, `invoke load FILE` here.",
     ),
     Meaning(
-        r"\b40[13]\b.{0,20}(Unauthorized|Forbidden)|40[13] Client Error|401 Error, Credentials|status code.{0,20}\b40[13]\b",
+        r"\b40[13]\b.{0,20}(Unauthorized|Forbidden)|40[13] Client Error|status code.{0,20}\b40[13]\b",
         "A source refuses the credentials: renew the token in the URL of the index or mirror, or its entry in "
         "~/.netrc; `invoke doctor` tries each source.",
     ),
