@@ -1,11 +1,11 @@
-"""Compiles every source below a folder that has no bytecode of its own age, the same bytes on every run.
+"""Compiles the sources among the files of a list, the same bytes on every run.
 
 What marshal writes for a string depends on who else holds it at that moment (its FLAG_REF follows the reference count),
 so on all that the process compiled before: `compileall -j` gives other bytes whenever its workers get other files. Here
 the sources are cut, in order, into parts of about the same size, and each part is compiled by a process of its own that
 is forked from one state. Whatever is written or changed gets the time SOURCE_DATE_EPOCH.
 
-Usage: PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=N python bytecode.py FOLDER
+Usage: PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=N python bytecode.py <LIST    (paths, each ended by a NUL)
 """
 
 import compileall
@@ -13,7 +13,6 @@ import gc
 import importlib.util
 import os
 import py_compile
-import struct
 import sys
 
 PART = 2_000_000  # bytes of sources: a process for each folder took half as long again, most of it in forks
@@ -29,20 +28,10 @@ def wait(limit):
             sys.exit(f"torchdock: bytecode: a process ended with {status}")
 
 
-def stale(path, facts):
-    """Whether a source has no bytecode of its own age: its magic number, no flags, then time and size of the source."""
-    try:
-        with open(importlib.util.cache_from_source(path), "rb") as file:
-            there = file.read(16)
-    except FileNotFoundError:
-        return True
-    return there != importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(facts.st_mtime), facts.st_size)
-
-
 def compile_part(paths):
     for path in paths:
         # A few packages ship sources for other Pythons or templates that do not compile; that is not a failure.
-        compileall.compile_file(path, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+        compileall.compile_file(path, force=True, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
         made = importlib.util.cache_from_source(path)
         if os.path.exists(made):
             os.utime(made, epoch)
@@ -58,22 +47,17 @@ def start(paths):
 
 
 gc.disable()  # a part fits into memory, and nothing lives longer
-part, size, changed = [], 0, []
-for folder, folders, files in os.walk(sys.argv[1]):
-    folders.sort()
-    for name in sorted(files):
-        path = os.path.join(folder, name)
-        if name.endswith(".py") and stale(path, facts := os.stat(path)):
-            if not changed or changed[-1] != folder:
-                changed.append(folder)
-            part.append(path)
-            size += facts.st_size
-            if size >= PART:
-                start(part)
-                part, size = [], 0
+sources = sorted(path for path in sys.stdin.read().split("\0") if path.endswith(".py") and os.path.isfile(path))
+part, size = [], 0
+for path in sources:
+    part.append(path)
+    size += os.path.getsize(path)
+    if size >= PART:
+        start(part)
+        part, size = [], 0
 start(part)
 wait(0)
-for folder in changed:
+for folder in {os.path.dirname(path) for path in sources}:
     cache = os.path.join(folder, "__pycache__")
     for path in (cache, folder):
         if os.path.isdir(path):

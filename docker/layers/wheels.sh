@@ -45,6 +45,7 @@ rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.
 # -B -S: what the environment imports at every start would get its bytecode by that, with the time of today.
-find "$venv" -newer "$marker" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-PYTHONHASHSEED=0 "$venv/bin/python" -B -S /run/bytecode.py "$venv/lib"
+find "$venv" -cnewer "$marker" -print0 >/tmp/written
+xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH" </tmp/written
+PYTHONHASHSEED=0 "$venv/bin/python" -B -S /run/bytecode.py </tmp/written
 touched
