@@ -3,6 +3,8 @@
 # nothing of a layer below is replaced.
 # Usage: devel.sh    (mounts as for wheels.sh)
 set -eu
+# The image's own, for people: the file comes with the last layer, and this lock says everything.
+unset UV_CONSTRAINT UV_BUILD_CONSTRAINT
 sh /run/wheels.sh devel
 
 site=$(echo /opt/venv/lib/python3*/site-packages)
