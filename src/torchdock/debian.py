@@ -143,6 +143,10 @@ def file(architecture: str, layer: str) -> Path:
     return FOLDER / layer / f"{ARCHITECTURES.get(architecture, architecture)}.txt"
 
 
+def _read_file(root: Path, path: Path) -> DebianLock:
+    return parse(read_text(root / path, str(path)), str(path))
+
+
 def read(root: Path, architecture: str) -> DebianLock | None:
     """The lock of an architecture (``x86_64``, ``aarch64``), all layers; None where there is none.
 
@@ -152,7 +156,7 @@ def read(root: Path, architecture: str) -> DebianLock | None:
     paths = [file(architecture, layer) for layer in REQUESTED]
     if not all((root / path).is_file() for path in paths):
         return None
-    parts = [parse(read_text(root / path, str(path)), str(path)) for path in paths]
+    parts = [_read_file(root, path) for path in paths]
     packages = tuple(one for part in parts for one in part.packages)
     return replace(parts[-1], packages=packages, snapshot=max(part.snapshot for part in parts))
 
@@ -172,7 +176,7 @@ def check(root: Path, architecture: str, suite: str) -> list[str]:
         path = file(architecture, layer)
         if not (root / path).is_file():
             raise InputError(f"There is no lock of Debian packages for {word} ({path}). `invoke lock` writes it.")
-        lock = parse(read_text(root / path, str(path)), str(path))
+        lock = _read_file(root, path)
         if (lock.architecture, lock.suite) != (word, suite):
             raise InputError(
                 f"{path} is a lock for Debian {lock.suite} on {lock.architecture}; here {suite} on {word} is built. "
@@ -215,7 +219,7 @@ def refresh(
             path = file(architecture, layer)
             said = replace(new, packages=new.part(layer), requested=_digest(requested(root, layer)))
             # The snapshot alone is no reason: the old one keeps the same packages.
-            there = parse(read_text(root / path, str(path)), str(path)) if old is not None else None
+            there = _read_file(root, path) if old is not None else None
             if there is None or (there.packages, there.requested) != (said.packages, said.requested):
                 files[root / path] = said.text()
     return files, sorted(rows)

@@ -476,11 +476,6 @@ def read_stages(wanted: BuildPlan, architecture: str) -> dict[str, stages.Stage]
     return stages.read(wanted.root, dockerfile, input_files(wanted.root, wanted.variant), arguments, architecture)
 
 
-def stage_digests(wanted: BuildPlan, architecture: str) -> dict[str, str]:
-    """By stage, the digest of all that decides its content, the stages that it stands on and takes from included."""
-    return {name: stage.digest for name, stage in read_stages(wanted, architecture).items()}
-
-
 def foresee(engine: Engine, state: CloneState, wanted: BuildPlan, wishes: Wishes) -> Forecast:
     """What a build by this plan will download and write.
 
