@@ -1,12 +1,12 @@
 # torchdock: PyTorch with CUDA from the wheels, pinned to the hash.
 #
 #   base ──> python ──> uv           (mounted into each step that installs wheels, never copied)
-#              ├──────> cuda ──> torch ──┐
-#              ├──────> system ──────────┼──> merged ──> recent ──> configured ──> environment
-#              └──────> tools ───────────┘                              └──> nvcc ──> devel
+#              ├──────> cuda ──> torch ──> tools ──> merged ──> recent ──> configured ──> environment
+#              ├──────> system ────────────────────────┘                         └──> nvcc ──> devel
+#              └──────> torch-wheels, tools-wheels, recent-wheels, nvcc-wheels   (downloads, mounted likewise)
 #
-# The three branches are made at the same time: downloads do not wait for Debian packages, nor one layer of wheels for
-# another. What is copied in the end is small; the 5.5 GB of CUDA and torch are written once.
+# Debian packages and downloads are made beside the layers of wheels, none of which waits for them, and what Debian's
+# write, 0.4 GB, is laid on top of these in the end: the 6 GB of CUDA, torch and tools are written once.
 # A layer per rate of change: an added or moved tool builds `recent`, a changed test the last layer alone.
 # Plain Docker builds it, with no arguments:  docker build -f docker/cuda.Dockerfile .
 #     another CUDA:   --build-arg VARIANT=cu128        with a compiler for CUDA:   --target devel
@@ -27,6 +27,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # apt's caches and logs live in tmpfs: nothing of them lands in the layer, and nothing has to be deleted from the base.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
     --mount=type=bind,source=docker/layers/python-packages.txt,target=/run/packages.txt \
     --mount=type=bind,source=docker/locks/debian/python,target=/run/debian \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=apt-mirror \
@@ -48,11 +49,15 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/var/cache --mount=type=tmpfs,target=/var/log \
     --mount=type=tmpfs,target=/var/lib/apt/lists --mount=type=tmpfs,target=/tmp \
     sh /run/debian.sh system "$DEBIAN"
+# For `merged`.
+RUN --mount=type=bind,source=docker/layers/pack.sh,target=/run/pack.sh --mount=type=tmpfs,target=/tmp \
+    sh /run/pack.sh
 
 FROM python AS uv
 # uv comes from the Python package index by hash: no second registry to reach.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/uv.sh,target=/run/uv.sh \
+    --mount=type=bind,source=docker/layers/download.py,target=/run/download.py \
     --mount=type=bind,source=docker/locks/uv.txt,target=/run/uv.txt \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
     --mount=type=secret,id=offline \
@@ -64,16 +69,29 @@ FROM python AS torch-wheels
 ARG VARIANT
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/download.sh,target=/run/download.sh \
+    --mount=type=bind,source=docker/layers/download.py,target=/run/download.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/torch.txt,target=/run/lock.txt \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
     --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
     --mount=type=tmpfs,target=/tmp \
     sh /run/download.sh torch
 
+FROM python AS tools-wheels
+ARG VARIANT
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/download.sh,target=/run/download.sh \
+    --mount=type=bind,source=docker/layers/download.py,target=/run/download.py \
+    --mount=type=bind,source=docker/locks/${VARIANT}/tools.txt,target=/run/lock.txt \
+    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
+    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/download.sh tools
+
 FROM python AS recent-wheels
 ARG VARIANT
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/download.sh,target=/run/download.sh \
+    --mount=type=bind,source=docker/layers/download.py,target=/run/download.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/recent.txt,target=/run/lock.txt \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
     --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
@@ -84,6 +102,7 @@ FROM python AS nvcc-wheels
 ARG VARIANT
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/download.sh,target=/run/download.sh \
+    --mount=type=bind,source=docker/layers/download.py,target=/run/download.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/devel.txt,target=/run/lock.txt \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
     --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
@@ -92,20 +111,6 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
 
 # Before the stage that the image goes on from: BuildKit lets stages on one parent share the list of their history, and the
 # last one's words stay.
-FROM python AS tools
-ARG VARIANT
-ARG SOURCE_DATE_EPOCH=1791158400
-# Everything else, your packages included, as they were when the locks were last laid out anew.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
-    --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
-    --mount=type=bind,source=docker/locks/${VARIANT}/tools.txt,target=/run/lock.txt \
-    --mount=type=bind,from=uv,source=/uv,target=/uv \
-    --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
-    --mount=type=secret,id=torch-index --mount=type=secret,id=offline \
-    --mount=type=tmpfs,target=/tmp \
-    sh /run/wheels.sh tools
-
 FROM python AS cuda
 ARG VARIANT
 ARG SOURCE_DATE_EPOCH=1791158400
@@ -133,15 +138,25 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/tmp \
     sh /run/wheels.sh torch
 
-FROM torch AS merged
+FROM torch AS tools
+ARG VARIANT
+ARG SOURCE_DATE_EPOCH=1791158400
+# Everything else, your packages included, as they were when the locks were last laid out anew.
+RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+    --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
+    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/locks/${VARIANT}/tools.txt,target=/run/lock.txt \
+    --mount=type=bind,from=uv,source=/uv,target=/uv \
+    --mount=type=bind,from=tools-wheels,source=/wheels,target=/wheels \
+    --mount=type=tmpfs,target=/tmp \
+    sh /run/wheels.sh tools
+
+FROM tools AS merged
 ARG SOURCE_DATE_EPOCH=1791158400
 # RUN and not COPY: which files, their owners and their times are as they were, and a changed folder's too.
 RUN --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
-    --mount=type=bind,from=system,target=/from \
+    --mount=type=bind,from=system,source=/packed,target=/packed \
     sh /run/merge.sh system
-RUN --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
-    --mount=type=bind,from=tools,target=/from \
-    sh /run/merge.sh tools
 
 FROM merged AS recent
 ARG VARIANT

@@ -12,5 +12,10 @@ uv pip install --quiet --python /floor/venv/bin/python --require-hashes --no-dep
 installed=$(date +%s.%N)
 sync # what the installation has left to write is not the tar's
 writing=$(date +%s.%N)
-tar -C /floor -cf /floor/layers.tar venv
+# The image's own files beside them, but for the environment that was just installed again. A layer has the name of its
+# digest: without that none is written.
+mkfifo /tmp/layers
+sha256sum /tmp/layers >/dev/null &
+tar -C / --one-file-system --exclude=./opt/venv -cf - . ./floor/venv | tee /tmp/layers >/floor/layers.tar
+wait
 echo "$begun $installed $writing $(date +%s.%N)"

@@ -83,11 +83,16 @@ watched() {
     return "$code"
 }
 
-# archives: sets $main and $security, where Debian's archives are for this build, and $apt, the options of each call.
-archives() {
+# transport: sets $apt, the options of each call of apt and its downloader.
+transport() {
     apt="-o Acquire::Retries=3 -o APT::Sandbox::User=root -o Dir::Etc::netrc=/tmp/netrc"
     if [ -s /run/secrets/ca ]; then apt="$apt -o Acquire::https::CAInfo=/run/secrets/ca"; fi
     (umask 077; cat /run/secrets/netrc >/tmp/netrc 2>/dev/null) || :
+}
+
+# archives: sets $main and $security, where Debian's archives are for this build, and $apt.
+archives() {
+    transport
     if [ -s /run/secrets/apt-mirror ]; then
         main=$(cat /run/secrets/apt-mirror)
         main=${main%/}
@@ -169,8 +174,38 @@ indexes() {
     fi
 }
 
-# pip WORD…: pip straight out of its wheel, as ensurepip runs it: an environment for one download would take longer than that.
-pip() {
-    PYTHONPATH=$(echo /usr/share/python-wheels/pip-*.whl) \
-        python3 -B -m pip --disable-pip-version-check --no-cache-dir --no-input "$@"
+# refuse_offline WHAT FILE: ends a step that would have to download the wheels of a lock.
+refuse_offline() {
+    [ ! -e /run/secrets/offline ] || fail "offline: $1 is not in the build cache; it needs these wheels: $(pins "$2")"
+}
+
+# from_pip WORD…: Python with pip straight out of its wheel, as ensurepip runs it: an environment would take longer than that.
+from_pip() {
+    PYTHONPATH=$(echo /usr/share/python-wheels/pip-*.whl) python3 -B "$@"
+}
+
+# briefly COMMAND…: as `quietly`, and of pip's words those that say why. What an index answered it tells to -vv alone.
+briefly() {
+    "$@" >/tmp/output 2>&1 || {
+        code=$?
+        grep -E 'Could not fetch URL|ERROR|WARNING|HASHES|^ +(Expected|Got) |^ +[^ ]+==[^ ]+ from ' /tmp/output | tail -n 20 | hide >&2
+        return "$code"
+    }
+}
+
+# download STAGE LOCK FOLDER: the wheels of a lock, by download.py and what that leaves by pip.
+download() {
+    mkdir -p "$3"
+    indexes "$2"
+    transport
+    if [ -z "${PIP_CERT:-}" ] && [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then # made with the system layer (debian.sh)
+        cat /usr/share/ca-certificates/mozilla/*.crt >/tmp/roots
+        export PIP_CERT=/tmp/roots
+        apt="$apt -o Acquire::https::CAInfo=/tmp/roots"
+    fi
+    cp "$2" /tmp/rest.txt # should download.py fail
+    # shellcheck disable=SC2086  # one word an option
+    watched "$1" from_pip -S /run/download.py "$2" "$3" /tmp/rest.txt $apt >/tmp/apt 2>&1 || :
+    [ ! -s /tmp/rest.txt ] || watched "$1" briefly from_pip -m pip --disable-pip-version-check --no-cache-dir --no-input download \
+        -vv --progress-bar off --require-hashes --only-binary :all: --no-deps --dest "$3" -r /tmp/rest.txt
 }

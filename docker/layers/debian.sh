@@ -11,6 +11,17 @@ marker=/tmp/started
 touch "$marker"
 archives
 export DEBIAN_FRONTEND=noninteractive
+# What is half written when a build breaks off is thrown away: dpkg need not wait for the disk.
+install="apt-get $apt -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-unsafe-io install -qq -y --no-install-recommends"
+if [ "$layer" = python ]; then # all the wheels wait for this step: what takes half of its time is done otherwise
+    mkdir /tmp/instead
+    # The links of 150 certificates, made twice: no wheel needs them (`download` in common.sh), the next layer makes them.
+    ln -s /bin/true /tmp/instead/update-ca-certificates
+    # Bytecode of the standard library by one process: the packages ask for its sources, get none, and leave it to us.
+    printf '#!/bin/sh\ncase $* in "-L libpython3."*) ;; *) exec /usr/bin/dpkg "$@" ;; esac\n' >/tmp/instead/dpkg
+    chmod +x /tmp/instead/dpkg
+    install="$install -o Dpkg::Path=/tmp/instead:$PATH"
+fi
 
 # fetch MAIN SECURITY: the files of /tmp/wanted that are not there yet; apt compares each with its SHA-256.
 # What apt says is added to /tmp/mirror.
@@ -76,7 +87,7 @@ if [ "$2" = locked ]; then
     fi
     echo "torchdock: source: Debian packages ($layer): $near from the mirror, $(($(ls /tmp/debs | wc -l) - near)) from the snapshot"
     # shellcheck disable=SC2086
-    quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends --allow-downgrades /tmp/debs/*.deb
+    quietly $install --allow-downgrades /tmp/debs/*.deb
     dpkg-query -W -f '${Package} ${Version}\n' >/tmp/have
     awk 'NR == FNR { have[$1] = $2; next } !/^#/ && have[$2] != $3 { print $2, $3 }' /tmp/have "$lock" >/tmp/wrong
     [ ! -s /tmp/wrong ] || fail "these packages are not installed as locked: $(tr '\n' ',' </tmp/wrong)"
@@ -92,7 +103,7 @@ else
     # shellcheck disable=SC2086
     quietly apt-get $apt update -qq
     # shellcheck disable=SC2086
-    quietly apt-get $apt -o Dpkg::Use-Pty=0 install -qq -y --no-install-recommends $requested
+    quietly $install $requested
 fi
 
 case $layer in
@@ -104,6 +115,7 @@ case $layer in
         (umask 0; python3 -m venv --without-pip /opt/venv)
         ;;
     system)
+        quietly update-ca-certificates --fresh # see above
         # The caller's UID is not known when an image is built: the entrypoint writes its entry here (nsswitch.conf(5)).
         sed -i -e 's/^passwd:.*/passwd: files extrausers/' -e 's/^group:.*/group: files extrausers/' /etc/nsswitch.conf
         mkdir -p /var/lib/extrausers
@@ -118,8 +130,9 @@ written() {
         -o -path /var/lib/apt/lists -o -path /etc/hosts -o -path /etc/hostname -o -path /etc/resolv.conf \) -prune \
         -o "$1" "$marker" -print0
 }
-# One time stamp for all that was written.
+# One time stamp for all that has the time of today, and then bytecode, which records its source's.
 written -newer | xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH"
+[ "$layer" != python ] || written -cnewer | PYTHONHASHSEED=0 python3 -B -S /run/bytecode.py
 touch -d "@$SOURCE_DATE_EPOCH" /var/lib/apt /var/lib /var / /etc /root /run
 if [ "$layer" = system ]; then # for merge.sh: this layer is made beside the wheels, and put on top of them
     written -cnewer | sed -z 's|^/||; /^$/d' >/tmp/written

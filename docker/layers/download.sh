@@ -6,19 +6,6 @@
 layer=$1
 lock=/run/lock.txt
 mkdir /wheels
-wheels=$(pins "$lock")
-[ -n "$wheels" ] || exit 0 # `recent`, while nothing was added since the tools were laid out
-if [ -e /run/secrets/offline ]; then
-    fail "offline: the layer $layer is not in the build cache; it needs these wheels: $wheels"
-fi
-indexes "$lock"
-# briefly COMMAND…: as `quietly`, and of pip's words those that say why. What an index answered it tells to -vv alone.
-briefly() {
-    "$@" >/tmp/output 2>&1 || {
-        code=$?
-        grep -E 'Could not fetch URL|ERROR|WARNING|HASHES|^ +(Expected|Got) |^ +[^ ]+==[^ ]+ from ' /tmp/output | tail -n 20 | hide >&2
-        return "$code"
-    }
-}
-watched "$layer-wheels" briefly pip download -vv --progress-bar off --require-hashes --only-binary :all: --no-deps \
-    --dest /wheels -r "$lock"
+[ -n "$(pins "$lock")" ] || exit 0 # `recent`, while nothing was added since the tools were laid out
+refuse_offline "the layer $layer" "$lock"
+download "$layer-wheels" "$lock" /wheels

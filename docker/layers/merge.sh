@@ -1,18 +1,11 @@
 #!/bin/sh
-# Puts what another stage has written, which is mounted at /from, on top of this one, to the bit: owners, modes, times and
-# links as they are there. So layers are made at the same time and yet stand on each other. Usage: merge.sh system|tools
+# Puts what another stage has packed (pack.sh), which is mounted at /packed, on top of this one, to the bit: owners, modes,
+# times and links as they are there. So layers are made at the same time and yet stand on each other.
+# Usage: merge.sh LAYER
 set -eu
-case $1 in
-    system) set -- --null --no-recursion --files-from=/from/written ;; # debian.sh wrote the list
-    tools) set -- opt/venv ;;
-esac
-# A pipe by name: sh has no exit code for the left side of `|`.
-mkfifo /tmp/archive
-tar -C /from --create --format=posix --xattrs --xattrs-include=security.capability --file=/tmp/archive "$@" &
-{
-    tar -C / --extract --preserve-permissions --numeric-owner --xattrs --xattrs-include=security.capability --file=-
-    cat >/dev/null # what pads the archive, or its writer finds nobody there
-} </tmp/archive
-wait $!
+set -- tar -C / --extract --preserve-permissions --numeric-owner --xattrs --xattrs-include=security.capability
+"$@" --file=/packed/folders # first, that of the others none makes one; and last, for their times
+printf '%s\n' /packed/files-* | xargs -P 4 -I '{}' "$@" --file='{}'
+"$@" --file=/packed/folders
 # What mounts touched besides.
 touch -d "@$SOURCE_DATE_EPOCH" / /etc /root /run

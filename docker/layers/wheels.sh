@@ -15,16 +15,13 @@ case ,$(header architectures "$lock"), in
     ,, | *,"$machine",*) ;;
     *) fail "this lock is for $(header architectures "$lock"), this machine is $machine" ;;
 esac
-wheels=$(pins "$lock")
 touched() { touch -d "@$SOURCE_DATE_EPOCH" /opt / /etc /root /run; } # by mounts alone
-if [ -z "$wheels" ]; then # `recent`, while nothing was added since the tools were laid out
+if [ -z "$(pins "$lock")" ]; then # `recent`, while nothing was added since the tools were laid out
     touched
     exit
 fi
 
-if [ -e /run/secrets/offline ]; then
-    fail "offline: the layer $layer is not in the build cache; it needs these wheels: $wheels"
-fi
+refuse_offline "the layer $layer" "$lock"
 
 # Group and world may write the folders of the environment: whoever runs the container may `pip install`.
 umask 0
@@ -35,6 +32,8 @@ export UV_CACHE_DIR="$venv/.uv-cache" UV_LINK_MODE=hardlink
 export UV_NO_INSTALLER_METADATA=1 UV_NO_PROGRESS=1 UV_HTTP_TIMEOUT=120
 marker=/tmp/started
 touch "$marker"
+# When a step ends, its file system is unmounted, which waits until all is on the disk: so that is begun at once.
+while kill -0 $$ 2>/dev/null; do sync -f "$venv" && sleep 0.5; done &
 set -- --quiet --python "$venv/bin/python" --require-hashes --no-deps --only-binary :all: -r "$lock"
 if [ -d /wheels ]; then
     quietly /uv/bin/uv pip install "$@" --offline --no-index --find-links /wheels
@@ -45,7 +44,9 @@ rm -rf "$UV_CACHE_DIR" "$venv/.lock"
 
 # Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.
 # -B -S: what the environment imports at every start would get its bytecode by that, with the time of today.
-find "$venv" -cnewer "$marker" -print0 >/tmp/written
+# A new file is in a folder that was written, too: of the others' files none is looked at.
+find "$venv" -type d -cnewer "$marker" -print0 >/tmp/folders
+find -files0-from /tmp/folders -maxdepth 1 -cnewer "$marker" -print0 | sort -zu >/tmp/written
 xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH" </tmp/written
 PYTHONHASHSEED=0 "$venv/bin/python" -B -S /run/bytecode.py </tmp/written
 touched

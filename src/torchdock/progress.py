@@ -17,6 +17,7 @@ STAGES = {
     "system": "Debian packages",
     "uv": "uv",
     "torch-wheels": "wheels of torch",
+    "tools-wheels": "wheels of tools",
     "recent-wheels": "wheels of recent packages",
     "nvcc-wheels": "wheels of the CUDA compiler",
     "cuda": "CUDA libraries",
@@ -32,7 +33,7 @@ STAGES = {
 # The same in the line before a build, where the stages of Debian are one.
 _PARTS = {
     **{"python": "Debian", "system": "Debian", "cuda": "CUDA", "torch-wheels": "torch"},
-    **{"recent-wheels": "recent packages", "nvcc-wheels": "CUDA compiler"},
+    **{"tools-wheels": "tools", "recent-wheels": "recent packages", "nvcc-wheels": "CUDA compiler"},
 }
 
 # By this line of a step's output it says how many bytes it has received so far.

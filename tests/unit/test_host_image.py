@@ -171,8 +171,8 @@ def test_the_dockerfiles_share_their_common_stages() -> None:
         return {name: re.sub(drop, "", body, flags=re.M).strip() for name, body in found}
 
     cuda, cpu = stages("docker/cuda.Dockerfile"), stages("docker/cpu.Dockerfile")
-    branches = ["python", "system", "uv", "tools", "torch"]
-    assert list(cpu) == [*branches, "merged", "recent", "configured", "environment"]
+    branches = ["python", "system", "uv", "torch"]
+    assert list(cpu) == [*branches, "tools", "merged", "recent", "configured", "environment"]
     assert {name: cuda[name] for name in cpu} == cpu
 
 
