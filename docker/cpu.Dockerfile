@@ -21,7 +21,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # apt's caches and logs live in tmpfs: nothing of them lands in the layer, and nothing has to be deleted from the base.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/layers/python-packages.txt,target=/run/packages.txt \
     --mount=type=bind,source=docker/locks/debian/python,target=/run/debian \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=apt-mirror \
@@ -96,7 +96,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=bind,from=torch-wheels,source=/wheels,target=/wheels \
@@ -108,7 +108,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # Everything else, your packages included, as they were when the locks were last laid out anew.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/cpu/tools.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=bind,from=tools-wheels,source=/wheels,target=/wheels \
@@ -127,7 +127,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # Tools that were added or moved since: the only wheels that change from week to week.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/cpu/recent.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=bind,from=recent-wheels,source=/wheels,target=/wheels \

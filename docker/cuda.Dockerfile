@@ -27,7 +27,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # apt's caches and logs live in tmpfs: nothing of them lands in the layer, and nothing has to be deleted from the base.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/debian.sh,target=/run/debian.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/layers/python-packages.txt,target=/run/packages.txt \
     --mount=type=bind,source=docker/locks/debian/python,target=/run/debian \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=apt-mirror \
@@ -117,7 +117,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # CUDA, cuDNN and NCCL as NVIDIA's wheels: 3 GB that change only when torch's CUDA does.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/cuda.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=secret,id=ca --mount=type=secret,id=netrc --mount=type=secret,id=index \
@@ -131,7 +131,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # torch, torchvision and triton are released together, so they share a layer.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/torch.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=bind,from=torch-wheels,source=/wheels,target=/wheels \
@@ -144,7 +144,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # Everything else, your packages included, as they were when the locks were last laid out anew.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/tools.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=bind,from=tools-wheels,source=/wheels,target=/wheels \
@@ -164,7 +164,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # Tools that were added or moved since: the only wheels that change from week to week.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/recent.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \
     --mount=type=bind,from=recent-wheels,source=/wheels,target=/wheels \
@@ -210,7 +210,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # wheels (NVIDIA's have ptxas and libnvvm, and neither nvcc nor cicc), so cu126 and cu128 have no devel.txt and no devel.
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/layers/devel.sh,target=/run/devel.sh \
     --mount=type=bind,source=docker/locks/${VARIANT}/devel.txt,target=/run/lock.txt \
     --mount=type=bind,from=uv,source=/uv,target=/uv \

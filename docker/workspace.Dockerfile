@@ -11,7 +11,7 @@ ARG VARIANT=cu130
 ARG SOURCE_DATE_EPOCH=1791158400
 RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
-    --mount=type=bind,source=docker/layers/bytecode.py,target=/run/bytecode.py \
+    --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/layers/workspace.sh,target=/run/workspace.sh \
     --mount=type=bind,from=lock,source=${VARIANT}.txt,target=/run/lock.txt \
     --mount=type=bind,from=environment,source=/opt/venv/bin,target=/uv/bin \

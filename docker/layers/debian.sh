@@ -130,9 +130,10 @@ written() {
         -o -path /var/lib/apt/lists -o -path /etc/hosts -o -path /etc/hostname -o -path /etc/resolv.conf \) -prune \
         -o "$1" "$marker" -print0
 }
-# One time stamp for all that has the time of today, and then bytecode, which records its source's.
-written -newer | xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH"
-[ "$layer" != python ] || written -cnewer | PYTHONHASHSEED=0 python3 -B -S /run/bytecode.py
+case $layer in
+    python) written -cnewer | PYTHONHASHSEED=0 python3 -B -S /run/finish.py ;;
+    system) written -newer | xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH" ;; # one time for all that has today's
+esac
 touch -d "@$SOURCE_DATE_EPOCH" /var/lib/apt /var/lib /var / /etc /root /run
 if [ "$layer" = system ]; then # for merge.sh: this layer is made beside the wheels, and put on top of them
     written -cnewer | sed -z 's|^/||; /^$/d' >/tmp/written

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A layer of wheels. Usage: wheels.sh LAYER    (its lock is /run/lock.txt, uv is mounted at /uv, bytecode.py beside it)
+# A layer of wheels. Usage: wheels.sh LAYER    (its lock is /run/lock.txt, uv is mounted at /uv, finish.py beside it)
 # Where download.sh has been, its wheels are mounted at /wheels; else they are downloaded here.
 . /run/common.sh
 layer=$1
@@ -40,13 +40,14 @@ if [ -d /wheels ]; then
 else
     watched "$layer" quietly /uv/bin/uv pip install "$@"
 fi
-rm -rf "$UV_CACHE_DIR" "$venv/.lock"
-
-# Times first, bytecode second: it records the time of its source, and an edited source must still be noticed.
-# -B -S: what the environment imports at every start would get its bytecode by that, with the time of today.
+rm -f "$venv/.lock"
+rm -rf "$UV_CACHE_DIR" & # tens of thousands of links
+removal=$!
 # A new file is in a folder that was written, too: of the others' files none is looked at.
-find "$venv" -type d -cnewer "$marker" -print0 >/tmp/folders
-find -files0-from /tmp/folders -maxdepth 1 -cnewer "$marker" -print0 | sort -zu >/tmp/written
-xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH" </tmp/written
-PYTHONHASHSEED=0 "$venv/bin/python" -B -S /run/bytecode.py </tmp/written
+find "$venv" -ignore_readdir_race -path "$UV_CACHE_DIR" -prune -o -type d -cnewer "$marker" -print0 >/tmp/folders
+find -files0-from /tmp/folders -ignore_readdir_race -maxdepth 1 ! -path "$UV_CACHE_DIR" -cnewer "$marker" -print0 | sort -zu >/tmp/written
+# -B -S: what the environment imports at every start would get its bytecode by that, with the time of today.
+PYTHONHASHSEED=0 "$venv/bin/python" -B -S /run/finish.py </tmp/written
+wait "$removal"
+touch -d "@$SOURCE_DATE_EPOCH" "$venv"
 touched

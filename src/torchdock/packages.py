@@ -32,7 +32,7 @@ FOLDER = "torchdock.locks"  # in the workspace, to be committed with it: <varian
 LAYER = "workspace"
 DOCKERFILE = "docker/workspace.Dockerfile"
 # What decides the layer besides the environment's image and the lock.
-SCRIPTS = ("bytecode.py", "common.sh", "wheels.sh", "workspace.sh")
+SCRIPTS = ("finish.py", "common.sh", "wheels.sh", "workspace.sh")
 NOTE = "# Written by `invoke lock -w` from torchdock.toml; change that, not this. Commit it with the project.\n"
 LARGEST = 16 << 20  # bytes of a lock; a package may have a hundred hashes
 UNCHANGED = "The workspace's locks are unchanged."
