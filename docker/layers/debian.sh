@@ -130,10 +130,9 @@ written() {
         -o -path /var/lib/apt/lists -o -path /etc/hosts -o -path /etc/hostname -o -path /etc/resolv.conf \) -prune \
         -o "$1" "$marker" -print0
 }
-case $layer in
-    python) written -cnewer | PYTHONHASHSEED=0 python3 -B -S /run/finish.py ;;
-    system) written -newer | xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH" ;; # one time for all that has today's
-esac
+# One time for all that has today's, and then the bytecode that the packages left to us.
+written -newer | xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH"
+[ "$layer" = system ] || written -cnewer | grep -z '^/usr/lib/python3' | PYTHONHASHSEED=0 python3 -B -S /run/finish.py
 touch -d "@$SOURCE_DATE_EPOCH" /var/lib/apt /var/lib /var / /etc /root /run
 if [ "$layer" = system ]; then # for merge.sh: this layer is made beside the wheels, and put on top of them
     written -cnewer | sed -z 's|^/||; /^$/d' >/tmp/written

@@ -13,7 +13,6 @@ import gc
 import importlib.util
 import marshal
 import os
-import stat
 import struct
 import sys
 import warnings
@@ -36,22 +35,23 @@ def start(part):
     wait(os.cpu_count() - 1)
     pid = os.fork()
     if pid == 0:
-        for path, found in part:
+        for path in part:
             os.utime(path, times, follow_symlinks=False)  # first: an edited source is known by its time
-            if is_compiled(path, found):
-                compile_source(path, found)
+            if is_compiled(path):
+                compile_source(path)
         os._exit(0)
     running.add(pid)
 
 
-def is_compiled(path, found):
+def is_compiled(path):
     # Not what packages ship to test themselves, an eighth of all: Python compiles that for whoever comes to run it.
-    return path.endswith(".py") and "/tests/" not in path and stat.S_ISREG(found.st_mode)
+    # A link, too: Debian's sitecustomize.py is one.
+    return path.endswith(".py") and "/tests/" not in path and os.path.isfile(path)
 
 
-def compile_source(path, found):
+def compile_source(path):
     with open(path, "rb") as file:
-        source = file.read()
+        source, found = file.read(), os.fstat(file.fileno())
     try:
         code = compile(source, path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):
@@ -60,7 +60,8 @@ def compile_source(path, found):
     os.makedirs(os.path.dirname(made), exist_ok=True)
     with open(made, "wb") as file:
         # PEP 552: by the time and the size of the source.
-        file.write(importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, times[0], found.st_size & 0xFFFFFFFF))
+        file.write(importlib.util.MAGIC_NUMBER)
+        file.write(struct.pack("<III", 0, int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF))
         file.write(marshal.dumps(code))
         file.flush()
         os.fchmod(file.fileno(), (found.st_mode | 0o200) & 0o666)
@@ -71,14 +72,15 @@ warnings.simplefilter("ignore")  # what others' sources should not do
 gc.disable()  # a part fits into memory, and nothing lives longer
 folders, part, size = set(), [], 0
 for path in sorted(path for path in sys.stdin.read().split("\0") if path):
-    found = os.lstat(path)
-    if stat.S_ISDIR(found.st_mode):
+    if os.path.isdir(path) and not os.path.islink(path):
         folders.add(path)
         continue
-    part.append((path, found))
-    if is_compiled(path, found):
+    part.append(path)
+    if is_compiled(path):
         folders |= {os.path.dirname(path), os.path.join(os.path.dirname(path), "__pycache__")}
-    size += found.st_size if is_compiled(path, found) else ANY
+        size += os.path.getsize(path)
+    else:
+        size += ANY
     if size >= PART:
         start(part)
         part, size = [], 0
