@@ -4,10 +4,11 @@
 
 All three stand on the same base and get the same Debian packages by name and the same Python packages in the same
 versions. Measured of each: a cold build, the same again, one tool added, one tool moved, the source edited: wall clock,
-bytes written, bytes that a push would upload; size; `import torch` in new containers. And the floor of a cold build:
-the same wheels installed and byte-compiled by uv into a folder of this host, and that written once, as a tar.
+bytes written, bytes that a push would upload; size; `import torch` in new containers, of the images in turn. And the
+floor of a cold build: the same wheels installed and byte-compiled by uv into a folder of this host, and the files of
+the image written once, as a tar.
 
-An hour or two, and 30 GB of disk, on a machine that does nothing else meanwhile: bytes written and the disk's peak are
+An hour or two, and 40 GB of disk, on a machine that does nothing else meanwhile: bytes written and the disk's peak are
 those of the whole disk that the engine's data are on, and what `invoke build` leaves in the build cache cannot be told
 from what somebody else builds at the same moment. What is made has names of torchdock-bench-…, but for the images that
 `invoke build` names, and is removed at the end. TMPDIR should be on the engine's disk. Needs Docker and .venv, no more:
@@ -62,7 +63,7 @@ BENCH = ROOT / "bench" / "build"
 # What a clone needs to build and lock, and what of it is "the source" that the others' images copy.
 TREE = ("docker", "src", "tests/container", "tasks.py", "pyproject.toml", ".dockerignore")
 SOURCE = ("src/torchdock/inside", "tests/container")
-IMPORTS = 7  # containers in which torch is imported
+IMPORTS = 11  # containers of each image in which torch is imported
 SAMPLE = 0.1  # seconds between two looks at the disk
 # Steps of the build cache that are of the images beside ours, whoever else builds: they name this file, or their stage.
 FOREIGN = re.compile(r"/run/host\.sh|torchdock-bench")
@@ -204,6 +205,7 @@ class Bench:
         self.known: dict[str, int] = {}  # what layers are when compressed, by diff ID
         self.tags: set[str] = set()
         self.steps: set[str] = set()
+        self.cold: dict[str, str] = {}  # the images of this repeat's cold builds, by builder
         data = Path(str(self.engine.facts.info.get("DockerRootDir") or "/nonexistent"))
         local = not self.engine.virtual and data.exists()
         self.data = data if local else None
@@ -310,14 +312,22 @@ class Bench:
             say(f"{builder}: {figures.amount(count)} to upload")
         return facts.layers
 
-    def look(self, builder: str, tag: str) -> None:
-        """The size of an image, and how long torch takes to import in a new container; one before is not counted."""
+    def look(self, repeat: int) -> None:
+        """The sizes of the images of the cold builds, and how long torch takes to import in new containers of them.
+
+        In turn, so that what else the machine does falls on all of them; the first round is not counted.
+        """
         program = "import time; t = time.perf_counter(); import torch; print(time.perf_counter() - t)"
-        words = ["run", "--rm", "--name", f"{self.run}-import", tag, "python", "-c", program]
-        found = [float(self.ask(words)) for _ in range(IMPORTS + 1)][1:]
-        facts = self.facts(tag)
-        self.raw.images.append(figures.Image(builder, facts.size, tuple(found)))
-        say(f"{builder}: {figures.amount(facts.size)}, import torch {statistics.median(found):.2f} s")
+        found: dict[str, list[float]] = {builder: [] for builder in self.cold}
+        for _ in range(IMPORTS + 1):
+            for builder, tag in self.cold.items():
+                words = ["run", "--rm", "--name", f"{self.run}-import", tag, "python", "-c", program]
+                found[builder].append(float(self.ask(words)))
+        for builder, tag in self.cold.items():
+            size, imports = self.facts(tag).size, found[builder][1:]
+            self.raw.images.append(figures.Image(builder, size, tuple(imports)))
+            say(f"{builder}, {repeat}: {figures.amount(size)}, import torch {statistics.median(imports):.2f} s")
+        self.cold.clear()
 
     def save(self) -> None:
         """Keep what was measured so far: an hour of it is not to be lost."""
@@ -354,7 +364,7 @@ class Bench:
             self.measure(builder, scenario, repeat, [*argv, str(context)], context)
             layers[scenario] = self.weigh(builder, tag, layers["cold"])
             if scenario == "cold":
-                self.look(builder, tag)
+                self.cold[builder] = tag
 
         layers: dict[str, tuple[str, ...]] = {"cold": ()}
         build("cold")
@@ -406,7 +416,7 @@ class Bench:
             self.measure("ours", scenario, repeat, argv, clone, **more)
             layers[scenario] = self.weigh("ours", tag, layers["cold"])
             if scenario == "cold":
-                self.look("ours", tag)
+                self.cold["ours"] = tag
 
         layers: dict[str, tuple[str, ...]] = {"cold": ()}
         build("cold", "--no-cache")
@@ -428,10 +438,10 @@ class Bench:
     # --- the floor ---
 
     def floor(self) -> None:
-        """Install and byte-compile by uv into a folder, and write that once as layers are written, as a tar.
+        """Install and byte-compile by uv into a folder, and write the image's files once as layers are, as a tar.
 
-        It is low rather than high: the container's start is not counted, the Debian packages are neither installed nor
-        written, nothing is hashed, and nothing is waited for until it is on the disk.
+        It is low rather than high: the container's start is not counted, Debian packages are not installed, nothing is
+        hashed, and nothing is waited for until it is on the disk.
         """
         target = self.folder / "floor"
         target.mkdir(exist_ok=True)
@@ -515,7 +525,7 @@ class Bench:
                 self.engine.client.api.remove_volume(use.volume)
 
     def measure_all(self, only: Sequence[str], repeats: int) -> None:
-        """Everything that is asked for; what one builder made is gone before the next one begins."""
+        """Everything that is asked for; what was made is gone before the next repeat begins."""
         for repeat in range(1, repeats + 1):
             # Who comes first alternates: what the machine does besides falls on all.
             for what in only if repeat % 2 else only[::-1]:
@@ -527,8 +537,10 @@ class Bench:
                 else:
                     self.foreign(what, repeat)
                 self.save()
-                if not self.keep:
-                    self.remove()
+            self.look(repeat)
+            self.save()
+            if not self.keep:
+                self.remove()
 
 
 def machine(engine: engines.Engine) -> dict[str, str]:

@@ -43,8 +43,8 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/var/cache --mount=type=tmpfs,target=/var/log \
     --mount=type=tmpfs,target=/var/lib/apt/lists --mount=type=tmpfs,target=/tmp \
     sh /run/debian.sh system "$DEBIAN"
-# For `merged`.
-RUN --mount=type=bind,source=docker/layers/pack.sh,target=/run/pack.sh --mount=type=tmpfs,target=/tmp \
+# For `merged`. Steps that have no business with the network get none.
+RUN --network=none --mount=type=bind,source=docker/layers/pack.sh,target=/run/pack.sh --mount=type=tmpfs,target=/tmp \
     sh /run/pack.sh
 
 FROM python AS uv
@@ -94,7 +94,7 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
 FROM python AS torch
 ARG SOURCE_DATE_EPOCH=1791158400
 # torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/lock.txt \
@@ -106,7 +106,7 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
 FROM torch AS tools
 ARG SOURCE_DATE_EPOCH=1791158400
 # Everything else, your packages included, as they were when the locks were last laid out anew.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/cpu/tools.txt,target=/run/lock.txt \
@@ -118,14 +118,14 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
 FROM tools AS merged
 ARG SOURCE_DATE_EPOCH=1791158400
 # RUN and not COPY: which files, their owners and their times are as they were, and a changed folder's too.
-RUN --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
+RUN --network=none --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
     --mount=type=bind,from=system,source=/packed,target=/packed \
     sh /run/merge.sh system
 
 FROM merged AS recent
 ARG SOURCE_DATE_EPOCH=1791158400
 # Tools that were added or moved since: the only wheels that change from week to week.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/cpu/recent.txt,target=/run/lock.txt \
@@ -165,7 +165,7 @@ FROM configured AS environment
 ARG SOURCE_DATE_EPOCH=1791158400
 # The validation suite travels with the environment, so that it can prove itself wherever it is taken.
 # RUN and not COPY: file modes and times of a clone differ from machine to machine, this layer must not.
-RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
     --mount=type=bind,source=docker/entrypoint.sh,target=/run/clone/docker/entrypoint.sh \
     --mount=type=bind,source=docker/init.sh,target=/run/clone/docker/init.sh \
     --mount=type=bind,source=docker/locks/cpu/torch.txt,target=/run/clone/docker/locks/cpu/torch.txt \

@@ -49,8 +49,8 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/var/cache --mount=type=tmpfs,target=/var/log \
     --mount=type=tmpfs,target=/var/lib/apt/lists --mount=type=tmpfs,target=/tmp \
     sh /run/debian.sh system "$DEBIAN"
-# For `merged`.
-RUN --mount=type=bind,source=docker/layers/pack.sh,target=/run/pack.sh --mount=type=tmpfs,target=/tmp \
+# For `merged`. Steps that have no business with the network get none.
+RUN --network=none --mount=type=bind,source=docker/layers/pack.sh,target=/run/pack.sh --mount=type=tmpfs,target=/tmp \
     sh /run/pack.sh
 
 FROM python AS uv
@@ -129,7 +129,7 @@ FROM cuda AS torch
 ARG VARIANT
 ARG SOURCE_DATE_EPOCH=1791158400
 # torch, torchvision and triton are released together, so they share a layer.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/torch.txt,target=/run/lock.txt \
@@ -142,7 +142,7 @@ FROM torch AS tools
 ARG VARIANT
 ARG SOURCE_DATE_EPOCH=1791158400
 # Everything else, your packages included, as they were when the locks were last laid out anew.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/tools.txt,target=/run/lock.txt \
@@ -154,7 +154,7 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
 FROM tools AS merged
 ARG SOURCE_DATE_EPOCH=1791158400
 # RUN and not COPY: which files, their owners and their times are as they were, and a changed folder's too.
-RUN --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
+RUN --network=none --mount=type=bind,source=docker/layers/merge.sh,target=/run/merge.sh --mount=type=tmpfs,target=/tmp \
     --mount=type=bind,from=system,source=/packed,target=/packed \
     sh /run/merge.sh system
 
@@ -162,7 +162,7 @@ FROM merged AS recent
 ARG VARIANT
 ARG SOURCE_DATE_EPOCH=1791158400
 # Tools that were added or moved since: the only wheels that change from week to week.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/locks/${VARIANT}/recent.txt,target=/run/lock.txt \
@@ -208,7 +208,7 @@ ARG VARIANT
 ARG SOURCE_DATE_EPOCH=1791158400
 # nvcc and the headers that the libraries' wheels lack, from the same release of CUDA. For CUDA 12 there are no such
 # wheels (NVIDIA's have ptxas and libnvvm, and neither nvcc nor cicc), so cu126 and cu128 have no devel.txt and no devel.
-RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=bind,source=docker/layers/wheels.sh,target=/run/wheels.sh \
     --mount=type=bind,source=docker/layers/finish.py,target=/run/finish.py \
     --mount=type=bind,source=docker/layers/devel.sh,target=/run/devel.sh \
@@ -233,7 +233,7 @@ FROM devel-${TARGETARCH} AS devel
 ARG VARIANT
 ARG SOURCE_DATE_EPOCH=1791158400
 # As in `environment` below, and with the lock of the compiler.
-RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
     --mount=type=bind,source=docker/entrypoint.sh,target=/run/clone/docker/entrypoint.sh \
     --mount=type=bind,source=docker/init.sh,target=/run/clone/docker/init.sh \
     --mount=type=bind,source=docker/locks/${VARIANT},target=/run/clone/docker/locks/${VARIANT} \
@@ -247,7 +247,7 @@ ARG SOURCE_DATE_EPOCH=1791158400
 # The validation suite travels with the environment, so that it can prove itself wherever it is taken.
 # RUN and not COPY: file modes and times of a clone differ from machine to machine, this layer must not.
 # The locks one by one: devel.txt names packages that are not in this image.
-RUN --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
+RUN --network=none --mount=type=bind,source=docker/layers/suite.sh,target=/run/suite.sh \
     --mount=type=bind,source=docker/entrypoint.sh,target=/run/clone/docker/entrypoint.sh \
     --mount=type=bind,source=docker/init.sh,target=/run/clone/docker/init.sh \
     --mount=type=bind,source=docker/locks/${VARIANT}/cuda.txt,target=/run/clone/docker/locks/${VARIANT}/cuda.txt \

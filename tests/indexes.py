@@ -86,6 +86,7 @@ class Index:
         token: ``user:password`` that every request must carry; anything else is answered with 401.
         status: answered to everything instead, where it is set.
         asked: the paths of all requests, decoded.
+        agents: who asked for them, as the header has it.
         open: while it is not set, no request is answered.
         json: it has its pages as JSON too, with the sizes of the files (PEP 691 and 700).
     """
@@ -93,6 +94,7 @@ class Index:
     token: str | None = None
     status: int | None = None
     asked: list[str] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
     address: str = ""
     open: threading.Event = field(default_factory=threading.Event)
     json: bool = False
@@ -184,6 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*rest)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
+        self._index.agents.append(self.headers.get("User-Agent", ""))
         status, kind, body = self._index.answer(
             unquote(self.path.partition("?")[0]), self.headers.get("Authorization", ""), self.headers.get("Accept", "")
         )

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The least that a cold build could do: the wheels of a lock, downloaded, unpacked and byte-compiled by uv into
-# /floor, a folder of the host, with an empty cache beside it; and what is there written once as a layer is, as a tar.
+# /floor, a folder of the host, with an empty cache beside it; and all files of the image written once as its layers are,
+# as a tar.
 # Prints when it began, had installed, and had written, in seconds since 1970.
 # Usage: floor.sh LOCK
 set -eu
@@ -12,10 +13,6 @@ uv pip install --quiet --python /floor/venv/bin/python --require-hashes --no-dep
 installed=$(date +%s.%N)
 sync # what the installation has left to write is not the tar's
 writing=$(date +%s.%N)
-# The image's own files beside them, but for the environment that was just installed again. A layer has the name of its
-# digest: without that none is written.
-mkfifo /tmp/layers
-sha256sum /tmp/layers >/dev/null &
-tar -C / --one-file-system --exclude=./opt/venv -cf - . ./floor/venv | tee /tmp/layers >/floor/layers.tar
-wait
+# With the image's own files, but for its environment, which was just installed again.
+tar -C / --one-file-system --exclude=./opt/venv -cf /floor/layers.tar . ./floor/venv
 echo "$begun $installed $writing $(date +%s.%N)"

@@ -198,11 +198,10 @@ download() {
     mkdir -p "$3"
     indexes "$2"
     transport
-    if [ -z "${PIP_CERT:-}" ] && [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then # made with the system layer (debian.sh)
-        cat /usr/share/ca-certificates/mozilla/*.crt >/tmp/roots
-        export PIP_CERT=/tmp/roots
-        apt="$apt -o Acquire::https::CAInfo=/tmp/roots"
-    fi
+    # The bundle is made with the system layer (debian.sh), its certificates are there. A stage that downloads is in no image.
+    bundle=/etc/ssl/certs/ca-certificates.crt
+    [ -e "$bundle" ] || cat /usr/share/ca-certificates/mozilla/*.crt >"$bundle"
+    [ -s /run/secrets/ca ] || apt="$apt -o Acquire::https::CAInfo=$bundle"
     cp "$2" /tmp/rest.txt # should download.py fail
     # shellcheck disable=SC2086  # one word an option
     watched "$1" from_pip -S /run/download.py "$2" "$3" /tmp/rest.txt $apt >/tmp/apt 2>&1 || :

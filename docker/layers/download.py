@@ -50,7 +50,8 @@ def fitting(page, address, locked, ranks):
 def fetch(wanted, options):
     """URL, target and SHA-256 (or none) of each file; whether all came as they should."""
     words = [word for url, target, digest in wanted for word in (url, str(target), digest and f"SHA256:{digest}")]
-    return subprocess.run(["/usr/lib/apt/apt-helper", *options, "download-file", *words]).returncode == 0
+    once = ["-o", "Acquire::Retries=0"]  # what fails is tried again by pip
+    return subprocess.run(["/usr/lib/apt/apt-helper", *options, *once, "download-file", *words]).returncode == 0
 
 
 def main(lock, folder, rest, *options):
@@ -58,7 +59,7 @@ def main(lock, folder, rest, *options):
     pins = [pin for pin in entries(Path(lock).read_text()) if pin[1] is None or Marker(pin[1]).evaluate()]
     files = {}
     if "@" not in urlsplit(index).netloc:  # every user of the host can read the words of a command
-        pages = {name: (f"{index}/{name}/", Path(f"/tmp/page-{name}"), "") for name, *_ in pins}
+        pages = {name: (f"{index}/{name}/", Path(f"{rest}-{name}"), "") for name, *_ in pins}
         fetch(pages.values(), options)
         ranks = {tag: rank for rank, tag in reversed([*enumerate(sys_tags())])}
         for name, _, locked, _ in pins:
@@ -77,4 +78,5 @@ def main(lock, folder, rest, *options):
     Path(rest).write_text("".join(absent))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

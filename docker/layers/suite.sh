@@ -6,11 +6,11 @@ clone=$1
 variant=$2
 target=/opt/torchdock
 umask 022
+mkdir -p "$target"
 put() { # put FOLDER: every file below it, times, owners and modes made constant
     [ -e "$clone/$1" ] || exit 1 # find's own failure would be lost in the pipe
-    (cd "$clone" && find "$1" -name __pycache__ -prune -o -type f -print) | while read -r file; do
-        install -D -m 0644 "$clone/$file" "$target/$file"
-    done
+    (cd "$clone" && find "$1" -name __pycache__ -prune -o -type f -print0) |
+        (cd "$clone" && xargs -0 cp --parents --no-preserve=all --target-directory="$target")
 }
 put src/torchdock/__init__.py
 put src/torchdock/inside

@@ -41,11 +41,11 @@ else
     watched "$layer" quietly /uv/bin/uv pip install "$@"
 fi
 rm -f "$venv/.lock"
+# A new file is in a folder that was written, too: of the others' files none is looked at.
+find "$venv" -path "$UV_CACHE_DIR" -prune -o -type d -cnewer "$marker" -print0 >/tmp/folders
+find -files0-from /tmp/folders -maxdepth 1 ! -path "$UV_CACHE_DIR" -cnewer "$marker" -print0 | sort -zu >/tmp/written
 rm -rf "$UV_CACHE_DIR" & # tens of thousands of links
 removal=$!
-# A new file is in a folder that was written, too: of the others' files none is looked at.
-find "$venv" -ignore_readdir_race -path "$UV_CACHE_DIR" -prune -o -type d -cnewer "$marker" -print0 >/tmp/folders
-find -files0-from /tmp/folders -ignore_readdir_race -maxdepth 1 ! -path "$UV_CACHE_DIR" -cnewer "$marker" -print0 | sort -zu >/tmp/written
 # -B -S: what the environment imports at every start would get its bytecode by that, with the time of today.
 PYTHONHASHSEED=0 "$venv/bin/python" -B -S /run/finish.py </tmp/written
 wait "$removal"

@@ -117,7 +117,7 @@ class _Reader:
 
     def __init__(self, root: Path, files: Sequence[Path], arguments: Mapping[str, str], architecture: str) -> None:
         self._root = root
-        self._files = files
+        self._files = {path.relative_to(root).as_posix(): path for path in files}
         self._given = arguments
         self._architecture = architecture
         self._values = dict(arguments)
@@ -188,12 +188,12 @@ class _Reader:
     def _content(self, source: Path) -> str:
         """The digest of what of the clone is at or below a path."""
         parts = []
-        for path in self._files:
-            name = path.relative_to(self._root)
-            if name == source or source in name.parents:
+        there = source.as_posix()
+        for name, path in self._files.items():
+            if name == there or name.startswith(f"{there}/") or there == ".":
                 if path not in self._contents:
                     self._contents[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-                parts.append(f"{name.as_posix()} {self._contents[path]}")
+                parts.append(f"{name} {self._contents[path]}")
         return _hash(*sorted(parts))
 
     def _download(self, sources: Iterable[Path]) -> int | None:
