@@ -101,16 +101,19 @@ def written(disk: tuple[int, int] | None) -> int | None:
     return None if sectors is None else sectors * 512
 
 
-def settle() -> None:
+def settle(cli: str) -> None:
     """What was done before is no matter of what is measured next, where this host lets us see to that.
 
     ext4 without a journal passes over inodes that were freed in the last minutes, each time that it looks for a free
     one (recently_deleted() in fs/ext4/ialloc.c), as long as their blocks are in memory: a build right after a large
-    removal takes a fifth longer. And no builder is to find in memory what another one has read.
+    removal takes a fifth longer. And no builder is to find in memory what another one has read, but for the programs
+    themselves, which are there again.
     """
     os.sync()
     with suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("1")
+    for program in ([cli, "buildx", "version"], [cli, "version"], [sys.executable, "-m", "invoke", "build", "--help"]):
+        subprocess.run(program, cwd=ROOT, check=True, capture_output=True)
 
 
 class Peak:
@@ -278,7 +281,7 @@ class Bench:
         """One build; ``more``: further figures of it."""
         before = self.cached()
         if scenario == "cold":
-            settle()
+            settle(self.engine.cli)
         start = written(self.disk)
         try:
             with Peak(self.data) as peak:
@@ -468,7 +471,7 @@ class Bench:
             words.append("--network=host")
         for mount in mounts:
             words += ["--volume", mount]
-        settle()
+        settle(self.engine.cli)
         try:
             script = ["--entrypoint", "sh", self.image, "/run/bench/floor.sh", "/run/lock.txt"]
             begun, installed, writing, written = map(float, self.ask([*words, *script], variables=variables).split())

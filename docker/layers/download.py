@@ -35,10 +35,12 @@ def fitting(page, address, locked, ranks):
     """File name, URL and digest of the locked wheel on a page of an index (PEP 503) that fits here best."""
     found = []
     for href in re.findall(r"""<a\s[^>]*?\bhref\s*=\s*["']([^"']+)["']""", page):
-        url, fragment = urldefrag(urljoin(address, html.unescape(href)))
-        digest = fragment.removeprefix("sha256=")
+        digest = href.rpartition("#sha256=")[2]
+        if digest not in locked:  # first: some pages have ten thousand files
+            continue
+        url = urldefrag(urljoin(address, html.unescape(href))).url
         file = unquote(urlsplit(url).path).rpartition("/")[2]
-        if digest in locked and file.endswith(".whl"):
+        if file.endswith(".whl"):
             try:
                 _, _, build, tags = parse_wheel_filename(file)
             except InvalidWheelFilename:

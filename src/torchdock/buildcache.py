@@ -17,7 +17,7 @@ from typing import Any
 from torchdock.engine import Engine
 
 # Those of earlier Dockerfiles too: their records lie in the cache until somebody removes them.
-SCRIPTS = ("debian", "devel", "download", "merge", "suite", "system", "uv", "wheels", "workspace")
+SCRIPTS = ("debian", "devel", "download", "merge", "pack", "suite", "system", "uv", "wheels", "workspace")
 STEP = re.compile(
     rf"(cached )?mount \S+ from exec /bin/sh -c sh /run/({'|'.join(SCRIPTS)})\.sh( .*)?"
     r"|\[torchdock-base 1/1\] ADD rootfs\.tar /"

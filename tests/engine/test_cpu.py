@@ -113,7 +113,7 @@ def test_what_is_installed_is_the_lock_and_there_is_no_cuda(clone: Path, image: 
 def test_the_layers_are_those_of_the_cuda_image_without_cuda(image: dict[str, Any], engine: Engine) -> None:
     steps = [one["CreatedBy"] for one in engine.client.images.get(image["image"]).history() if one["Size"]]
     scripts = [match[1] for step in reversed(steps) if (match := re.search(r"sh /run/(\S+\.sh(?: \w+)?)", step))]
-    ours = ["debian.sh python", "wheels.sh torch", "merge.sh system", "merge.sh tools"]
+    ours = ["debian.sh python", "wheels.sh torch", "wheels.sh tools", "merge.sh system"]
     assert [script for script in scripts if not script.startswith(("wheels.sh recent", "suite.sh"))] == ours
     config = engine.client.images.get(image["image"]).attrs["Config"]
     assert not [name for name in config["Env"] if "NVIDIA" in name or "CUDA" in name]

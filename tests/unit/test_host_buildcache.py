@@ -53,7 +53,7 @@ def test_each_step_of_the_dockerfiles_is_known(path: Path) -> None:
         if word == "FROM":
             stage = rest.rpartition(" AS ")[2]
         elif word == "RUN":
-            records.append(step(str(len(records)), run(re.sub(r"--mount=\S+\s+", "", rest)), *below))
+            records.append(step(str(len(records)), run(re.sub(r"--(mount|network)=\S+\s+", "", rest)), *below))
         elif word in ("ADD", "COPY", "WORKDIR"):
             records.append(step(str(len(records)), f"[{stage} 1/1] {line}" if several else f"[1/1] {line}", *below))
         below = (records[-1].id,) if records else ()
