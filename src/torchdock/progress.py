@@ -36,6 +36,10 @@ _PARTS = {
     **{"tools-wheels": "tools", "recent-wheels": "recent packages", "nvcc-wheels": "CUDA compiler"},
 }
 
+_WHEELS = "-wheels"  # how the stages are named that keep wheels as they were downloaded
+# What a step of this stage writes, as a layer and once more as archives, is what that step lays on the image.
+_LAID = {"system": "merged 1/1"}
+
 # By this line of a step's output it says how many bytes it has received so far.
 _RECEIVED = re.compile(r"^#(\d+) (?:[\d.]+ )?torchdock: received: \S+ (\d+)$")
 # What counters see is more than the files (TLS, TCP, indexes), and after the last byte comes work: unpacking,
@@ -59,6 +63,7 @@ class Expected:
         download: bytes; None where nobody knows.
         write: bytes of its layer in the image; None where nobody knows, 0 for a step that has none there.
         exact: ``write`` is the size of this very layer, not of one that was built from other inputs.
+        kept: the layer is in the image; what another step writes stays in the build cache.
     """
 
     step: BuildStep
@@ -66,6 +71,7 @@ class Expected:
     download: int | None
     write: int | None
     exact: bool = True
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,18 +100,19 @@ class Forecast:
 
     @property
     def write_bytes(self) -> int | None:
-        """The new layers of the image; where the size of one is not known, the image without its layers that are there.
+        """The new layers of the image and what stays beside them in the build cache.
 
-        None where nobody knows.
+        Where the size of a layer is not known, the image without its layers that are there. None where nobody knows.
         """
         if not self.steps:
             return None
         if all(one.write is not None for one in self.running):
             return sum(one.write or 0 for one in self.running)
-        there = [one.write for one in self.steps if one.cached]
+        there = [one.write for one in self.steps if one.cached and one.kept]
         if self.image is None or None in there:
             return None
-        return max(0, self.image - sum(size or 0 for size in there))
+        beside = sum(one.write or 0 for one in self.running if not one.kept)
+        return max(0, self.image - sum(size or 0 for size in there)) + beside
 
     @property
     def text(self) -> str:
@@ -184,10 +191,16 @@ def forecast(
     in_image = {step.label for step in layers}
     expected = []
     for step in steps:
-        write = by_digest.get(step.digest, by_label.get(step.label)) if step.label in in_image else 0
-        exact = step.label not in in_image or step.digest in by_digest
         download = 0 if offline else step.download
-        expected.append(Expected(step, step.digest in cached, download, write, exact))
+        write: int | None = 0
+        exact, kept = True, step.label in in_image
+        if kept:
+            write, exact = by_digest.get(step.digest, by_label.get(step.label)), step.digest in by_digest
+        elif step.stage.endswith(_WHEELS):
+            write = download  # as they come
+        elif step.stage in _LAID and step.layer:
+            write, exact = by_label.get(_LAID[step.stage], 0), False
+        expected.append(Expected(step, step.digest in cached, download, write, exact, kept))
     return Forecast(tuple(expected), image, at_most)
 
 

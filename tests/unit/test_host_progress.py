@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from given import ROOT, Screen
 
-from torchdock.progress import STAGES, BuildProgress, Expected, Forecast, forecast, is_news, record, recorded
+from torchdock.progress import STAGES, BuildProgress, Expected, Forecast, Meter, forecast, is_news, record, recorded
 from torchdock.stages import BuildStep
 
 GB, MB = 10**9, 10**6
@@ -421,11 +421,34 @@ def kept(digest: str, size: "int | None", variant: str = "cu130") -> "dict[str, 
 
 
 def test_sizes_come_from_builds_of_the_same_step_or_of_one_like_it() -> None:
-    assert told([]) == [(False, 7, None, False), (False, 5, 0, True)]
+    assert told([]) == [(False, 7, None, False), (False, 5, 0, False)]
     assert told([kept("other", 8), kept("c", 9), kept("other", 10)])[0] == (False, 7, 9, True)
     assert told([kept("other", 8), kept("another", 10)])[0] == (False, 7, 10, False)
     assert told([kept("other", 8, variant="cu128")])[0] == (False, 7, None, False)
     assert told([kept("c", 9)], "c")[0] == (True, 7, 9, True)
+
+
+def test_what_stays_beside_the_image_is_written_too() -> None:
+    """Wheels as they come; Debian's layer, and the same as archives, as large as what is laid on the image of it."""
+    steps = [
+        BuildStep("torch-wheels 1/1", "w", layer=True, download=800),
+        BuildStep("system 1/2", "s", layer=True, download=90),
+        BuildStep("system 2/2", "p", layer=True),
+        BuildStep("uv 1/1", "u", layer=True, download=20),
+        *(layers := [BuildStep("torch 1/1", "t", layer=True), BuildStep("merged 1/1", "m", layer=True)]),
+    ]
+
+    def planned(sizes: "dict[str, int]", *cached: str) -> Forecast:
+        records = [{"variant": "cu130", "steps": record(layers, sizes)}] if sizes else []
+        return forecast(steps, layers, records, frozenset(cached), variant="cu130", image=3000)
+
+    known = {"torch 1/1": 2000, "merged 1/1": 400}
+    assert planned(known).write_bytes == 800 + 400 + 400 + 2000 + 400
+    assert planned(known, "s", "p", "m").write_bytes == 800 + 2000
+    assert planned(known, "w", "t").write_bytes == 400 + 400 + 400
+    assert planned({}).write_bytes == 3000 + 800  # the sizes of layers are not known: the image, and what is
+    assert planned({}, "w").write_bytes == 3000
+    assert Meter(planned(known)).total == 800 + 90 + 20 + 4000  # with the downloads
 
 
 def test_offline_nothing_is_downloaded() -> None:
