@@ -49,6 +49,12 @@ def fitting(page, address, locked, ranks):
     return max(found)[2:] if found else None
 
 
+def fetch_all(wanted, options):
+    """The first one alone: a server that does not answer is not waited for a hundred times."""
+    first, *others = wanted
+    return fetch([first], options) and (not others or fetch(others, options))
+
+
 def fetch(wanted, options):
     """URL, target and SHA-256 (or none) of each file; whether all came as they should."""
     words = [word for url, target, digest in wanted for word in (url, str(target), digest and f"SHA256:{digest}")]
@@ -60,9 +66,9 @@ def main(lock, folder, rest, *options):
     index = (os.environ.get("PIP_INDEX_URL") or PyPI.simple_url).rstrip("/")
     pins = [pin for pin in entries(Path(lock).read_text()) if pin[1] is None or Marker(pin[1]).evaluate()]
     files = {}
-    if "@" not in urlsplit(index).netloc:  # every user of the host can read the words of a command
+    if pins and "@" not in urlsplit(index).netloc:  # every user of the host can read the words of a command
         pages = {name: (f"{index}/{name}/", Path(f"{rest}-{name}"), "") for name, *_ in pins}
-        fetch(pages.values(), options)
+        fetch_all(pages.values(), options)
         ranks = {tag: rank for rank, tag in reversed([*enumerate(sys_tags())])}
         for name, _, locked, _ in pins:
             address, page, _ = pages[name]
@@ -70,7 +76,7 @@ def main(lock, folder, rest, *options):
             if best is not None:
                 file, url, digest = best
                 files[name] = (url, Path(folder, file), digest)
-        if files and not fetch(files.values(), options):
+        if files and not fetch_all(files.values(), options):
             for _, target, digest in files.values():
                 if target.exists():
                     with target.open("rb") as content:

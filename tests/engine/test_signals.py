@@ -37,10 +37,10 @@ def left(engine: Engine) -> Left:
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:
-    """`invoke` with these words and pipes, in a session of its own."""
+    """`invoke` with these words and pipes, in a session of its own; it ignores no signal, even if these tests do."""
     return subprocess.Popen(
         argv(*words), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in FORWARDED],
     )  # fmt: skip
 
 

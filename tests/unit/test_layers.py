@@ -222,6 +222,24 @@ def test_wheels_are_downloaded_and_the_rest_is_left(
     assert left.count("--hash=sha256:") == 4  # as pip wants them
 
 
+def test_an_index_that_does_not_answer_is_asked_once(
+    download: ModuleType, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time may take as long as a connection is tried: pip, which comes next, tries for itself."""
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index/simple")
+    (tmp_path / "lock").write_text("".join(entry(name, b"1") for name in ("a", "b", "c")))
+    download.main(str(tmp_path / "lock"), str(tmp_path), str(tmp_path / "rest"), "-o", "A=b")
+    assert mirror.asked == ["https://index/simple/a/"]
+    assert (tmp_path / "rest").read_text().count("==1 ") == 3
+    mirror.asked.clear()  # it answers, and where it has its files does not
+    for name in ("a", "b", "c"):
+        digest = hashlib.sha256(b"1").hexdigest()
+        mirror.has[f"https://index/simple/{name}/"] = link(f"{name}-1-py3-none-any.whl", digest).encode()
+    download.main(str(tmp_path / "lock"), str(tmp_path), str(tmp_path / "rest"), "-o", "A=b")
+    assert mirror.asked[3:] == ["https://files/x/a-1-py3-none-any.whl"]
+    assert (tmp_path / "rest").read_text().count("==1 ") == 3
+
+
 def test_an_address_with_a_login_is_for_pip(
     download: ModuleType, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
