@@ -89,8 +89,8 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/tmp \
     sh /run/download.sh recent
 
-# Before the stage that the image goes on from: BuildKit lets stages on one parent share the list of their history, and the
-# last one's words stay.
+# The last of the stages on `python`, as the image goes on from it: BuildKit lets stages on one parent share the list of their
+# history, and the last one's words stay.
 FROM python AS torch
 ARG SOURCE_DATE_EPOCH=1791158400
 # torch and torchvision are released together, so they share a layer. They come from PyTorch's own index.

@@ -5,8 +5,8 @@
 #              ├──────> system ────────────────────────┘                         └──> nvcc ──> devel
 #              └──────> torch-wheels, tools-wheels, recent-wheels, nvcc-wheels   (downloads, mounted likewise)
 #
-# Debian packages and downloads are made beside the layers of wheels, none of which waits for them, and what Debian's
-# write, 0.4 GB, is laid on top of these in the end: the 6 GB of CUDA, torch and tools are written once.
+# No layer of wheels waits for the Debian packages: what these write, 0.4 GB, is laid on top in the end. The 6 GB of CUDA,
+# torch and tools are written once; wheels for those that stand on others are downloaded meanwhile.
 # A layer per rate of change: an added or moved tool builds `recent`, a changed test the last layer alone.
 # Plain Docker builds it, with no arguments:  docker build -f docker/cuda.Dockerfile .
 #     another CUDA:   --build-arg VARIANT=cu128        with a compiler for CUDA:   --target devel
@@ -109,8 +109,8 @@ RUN --mount=type=bind,source=docker/layers/common.sh,target=/run/common.sh \
     --mount=type=tmpfs,target=/tmp \
     sh /run/download.sh devel
 
-# Before the stage that the image goes on from: BuildKit lets stages on one parent share the list of their history, and the
-# last one's words stay.
+# The last of the stages on `python`, as the image goes on from it: BuildKit lets stages on one parent share the list of their
+# history, and the last one's words stay.
 FROM python AS cuda
 ARG VARIANT
 ARG SOURCE_DATE_EPOCH=1791158400

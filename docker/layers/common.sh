@@ -48,6 +48,11 @@ quietly() {
     "$@" >/tmp/output 2>&1 || { code=$?; hide </tmp/output >&2; return "$code"; }
 }
 
+# silently COMMAND…: nothing is printed in any case.
+silently() {
+    "$@" >/tmp/output 2>&1
+}
+
 # received: sets $received, the bytes that came in over the network, loopback aside.
 received() {
     received=0
@@ -83,10 +88,21 @@ watched() {
     return "$code"
 }
 
+# roots: the certificates that TLS trusts. They are there with the python layer, $bundle is made with the system layer.
+bundle=/etc/ssl/certs/ca-certificates.crt
+roots() {
+    find /usr/share/ca-certificates /usr/local/share/ca-certificates -name '*.crt' -exec cat {} + 2>/dev/null || :
+}
+
 # transport: sets $apt, the options of each call of apt and its downloader.
 transport() {
     apt="-o Acquire::Retries=3 -o APT::Sandbox::User=root -o Dir::Etc::netrc=/tmp/netrc"
-    if [ -s /run/secrets/ca ]; then apt="$apt -o Acquire::https::CAInfo=/run/secrets/ca"; fi
+    if [ -s /run/secrets/ca ]; then
+        apt="$apt -o Acquire::https::CAInfo=/run/secrets/ca"
+    elif [ ! -e "$bundle" ] && [ -d /usr/share/ca-certificates ]; then
+        roots >/tmp/roots
+        apt="$apt -o Acquire::https::CAInfo=/tmp/roots"
+    fi
     (umask 077; cat /run/secrets/netrc >/tmp/netrc 2>/dev/null) || :
 }
 
@@ -150,6 +166,18 @@ header() {
     head -n 1 "$2" | tr ' ' '\n' | sed -n "s/^$1=//p"
 }
 
+# serves FILE: ends the step where a lock is not for this Python or machine; said here too, as plain Docker asks nobody else.
+serves() {
+    python=$(header python "$1")
+    here=$(python3 -B -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    [ "${python:-$here}" = "$here" ] || fail "this lock is for Python $python, the base has $here"
+    machine=$(uname -m)
+    case ,$(header architectures "$1"), in
+        ,, | *,"$machine",*) ;;
+        *) fail "this lock is for $(header architectures "$1"), this machine is $machine" ;;
+    esac
+}
+
 # pins FILE: the names and versions in a lock of wheels, in one line; empty where it has none.
 pins() {
     sed -n 's/^\([^# ][^ ]*\).*/\1/p' "$1" | tr '\n' ' '
@@ -161,7 +189,7 @@ indexes() {
     if [ -s /run/secrets/netrc ]; then export NETRC=/run/secrets/netrc; fi
     if [ -s /run/secrets/index ]; then
         PIP_INDEX_URL=$(cat /run/secrets/index)
-        export PIP_INDEX_URL UV_DEFAULT_INDEX="$PIP_INDEX_URL"
+        export PIP_INDEX_URL UV_DEFAULT_INDEX="$PIP_INDEX_URL" INDEX_IS_SECRET=yes
     fi
     # torch's own index is asked for its layer alone: it carries stale copies of other packages.
     own=$(header index "$1")
@@ -169,8 +197,11 @@ indexes() {
         if [ -s /run/secrets/torch-index ]; then
             mirror=$(cat /run/secrets/torch-index)
             own=${mirror%/}/${own##*/}
+            INDEX_IS_SECRET=yes
+        else
+            INDEX_IS_SECRET=
         fi
-        export UV_INDEX="$own" PIP_INDEX_URL="$own"
+        export UV_INDEX="$own" PIP_INDEX_URL="$own" INDEX_IS_SECRET
     fi
 }
 
@@ -197,14 +228,13 @@ briefly() {
 download() {
     mkdir -p "$3"
     indexes "$2"
+    [ -e "$bundle" ] || roots >"$bundle" # pip does not start without it; a stage that downloads is in no image
     transport
-    # The bundle is made with the system layer (debian.sh), its certificates are there. A stage that downloads is in no image.
-    bundle=/etc/ssl/certs/ca-certificates.crt
-    [ -e "$bundle" ] || cat /usr/share/ca-certificates/mozilla/*.crt >"$bundle"
     [ -s /run/secrets/ca ] || apt="$apt -o Acquire::https::CAInfo=$bundle"
     cp "$2" /tmp/rest.txt # should download.py fail
     # shellcheck disable=SC2086  # one word an option
-    watched "$1" from_pip -S /run/download.py "$2" "$3" /tmp/rest.txt $apt >/tmp/apt 2>&1 || :
+    watched "$1" silently from_pip -S /run/download.py "$2" "$3" /tmp/rest.txt $apt || :
+    rm -f "$3"/*.FAILED
     [ ! -s /tmp/rest.txt ] || watched "$1" briefly from_pip -m pip --disable-pip-version-check --no-cache-dir --no-input download \
         -vv --progress-bar off --require-hashes --only-binary :all: --no-deps --dest "$3" -r /tmp/rest.txt
 }

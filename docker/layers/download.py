@@ -29,6 +29,8 @@ def entries(lock):
         if found := ENTRY.match(line):
             name = re.sub(r"[-_.]+", "-", found[1]).lower()
             yield name, found[2], set(re.findall(r"--hash=sha256:([0-9a-f]{64})", line)), line + "\n"
+        elif line.strip() and not line.startswith("#"):
+            raise SystemExit(f"not a pin: {line}")  # all is for pip
 
 
 def fitting(page, address, locked, ranks):
@@ -62,11 +64,18 @@ def fetch(wanted, options):
     return subprocess.run(["/usr/lib/apt/apt-helper", *options, *once, "download-file", *words]).returncode == 0
 
 
+def tells_secrets(index):
+    """Whether an address may hold a token, as `hide` sees it: every user of a host can read a command."""
+    parts = urlsplit(index)
+    plain = re.fullmatch(r"(/(simple|pypi|whl|root|debian|index|api|cpu|cu\d+))*", parts.path)
+    return "@" in parts.netloc or (bool(os.environ.get("INDEX_IS_SECRET")) and plain is None)
+
+
 def main(lock, folder, rest, *options):
     index = (os.environ.get("PIP_INDEX_URL") or PyPI.simple_url).rstrip("/")
     pins = [pin for pin in entries(Path(lock).read_text()) if pin[1] is None or Marker(pin[1]).evaluate()]
     files = {}
-    if pins and "@" not in urlsplit(index).netloc:  # every user of the host can read the words of a command
+    if pins and not tells_secrets(index):
         pages = {name: (f"{index}/{name}/", Path(f"{rest}-{name}"), "") for name, *_ in pins}
         fetch_all(pages.values(), options)
         ranks = {tag: rank for rank, tag in reversed([*enumerate(sys_tags())])}

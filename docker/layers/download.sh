@@ -7,5 +7,6 @@ layer=$1
 lock=/run/lock.txt
 mkdir /wheels
 [ -n "$(pins "$lock")" ] || exit 0 # `recent`, while nothing was added since the tools were laid out
+serves "$lock"
 refuse_offline "the layer $layer" "$lock"
 download "$layer-wheels" "$lock" /wheels

@@ -54,7 +54,7 @@ def compile_source(path):
         source, found = file.read(), os.fstat(file.fileno())
     try:
         code = compile(source, path, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError):
+    except Exception:  # a MemoryError too: so the parser calls what is too deep for it
         return  # a few packages ship sources for other Pythons, or templates; that is no failure
     made = importlib.util.cache_from_source(path)
     os.makedirs(os.path.dirname(made), exist_ok=True)
@@ -71,11 +71,14 @@ def compile_source(path):
 warnings.simplefilter("ignore")  # what others' sources should not do
 gc.disable()  # a part fits into memory, and nothing lives longer
 folders, part, size = set(), [], 0
-for path in sorted(path for path in sys.stdin.read().split("\0") if path):
+listed = {path for path in sys.stdin.read().split("\0") if path}
+for path in sorted(listed):
     if os.path.isdir(path) and not os.path.islink(path):
         folders.add(path)
         continue
     part.append(path)
+    if os.path.islink(path) and (there := os.path.realpath(path)) in listed and os.path.isfile(there):
+        os.utime(there, times)  # its bytecode records this one's time, whoever comes to it first
     if is_compiled(path):
         folders |= {os.path.dirname(path), os.path.join(os.path.dirname(path), "__pycache__")}
         size += os.path.getsize(path)

@@ -6,15 +6,7 @@ layer=$1
 lock=/run/lock.txt
 venv=/opt/venv
 
-# A lock serves one Python and some architectures; said here too, because plain Docker asks nobody else.
-python=$(header python "$lock")
-here=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-[ "${python:-$here}" = "$here" ] || fail "this lock is for Python $python, the base has $here"
-machine=$(uname -m)
-case ,$(header architectures "$lock"), in
-    ,, | *,"$machine",*) ;;
-    *) fail "this lock is for $(header architectures "$lock"), this machine is $machine" ;;
-esac
+serves "$lock"
 touched() { touch -d "@$SOURCE_DATE_EPOCH" /opt / /etc /root /run; } # by mounts alone
 if [ -z "$(pins "$lock")" ]; then # `recent`, while nothing was added since the tools were laid out
     touched
@@ -33,7 +25,7 @@ export UV_NO_INSTALLER_METADATA=1 UV_NO_PROGRESS=1 UV_HTTP_TIMEOUT=120
 marker=/tmp/started
 touch "$marker"
 # When a step ends, its file system is unmounted, which waits until all is on the disk: so that is begun at once.
-while kill -0 $$ 2>/dev/null; do sync -f "$venv" && sleep 0.5; done &
+while kill -0 $$ 2>/dev/null; do sync -f "$venv" 2>/dev/null || :; sleep 0.5; done &
 set -- --quiet --python "$venv/bin/python" --require-hashes --no-deps --only-binary :all: -r "$lock"
 if [ -d /wheels ]; then
     quietly /uv/bin/uv pip install "$@" --offline --no-index --find-links /wheels

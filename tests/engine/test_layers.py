@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_wheels_come_by_apts_downloader(image: dict[str, Any]) -> None:
         "/simple/beta/",
         f"/simple/beta/{files[1]}",
     ]
+    assert {agent.partition("/")[0] for agent in index.agents} == {"Debian APT-HTTP"}
+
+
+def test_what_comes_in_is_counted_meanwhile(image: dict[str, Any]) -> None:
+    with indexes.serve() as index:
+        lock = LOCK.format("alpha", index.wheel("simple", "alpha", "1.0"))
+        index.open.clear()
+        later = threading.Timer(1.5, index.open.set)  # two looks
+        later.start()
+        done = download(image, index=index.url("simple"), lock=lock)
+        later.join()
+    assert done.returncode == 0, done.stderr
+    assert "torchdock: received: torch-wheels " in done.stdout
     assert {agent.partition("/")[0] for agent in index.agents} == {"Debian APT-HTTP"}
 
 

@@ -70,23 +70,28 @@ def test_everything_gets_the_one_time(tmp_path: Path, finish: Callable[..., dict
     (tmp_path / "elsewhere.py").write_text("2\n")
     os.utime(tmp_path / "elsewhere.py", (DAY - 9, DAY - 9))
     (layer / "elsewhere.py").symlink_to(tmp_path / "elsewhere.py")
+    (layer / "before.py").symlink_to("folder/alpha.py")  # it comes before what it leads to
     finish(layer)
     found = [*layer.rglob("*")]
-    assert len(found) == 9
+    assert len(found) == 11
     assert {path.lstat().st_mtime for path in found} == {DAY}
     assert (tmp_path / "elsewhere.py").stat().st_mtime == DAY - 9
     # Python compares a link's bytecode with the time of what it leads to.
-    recorded = Path(importlib.util.cache_from_source(str(layer / "elsewhere.py"))).read_bytes()[8:12]
-    assert int.from_bytes(recorded, "little") == DAY - 9
+    recorded = {
+        name: int.from_bytes(Path(importlib.util.cache_from_source(str(layer / name))).read_bytes()[8:12], "little")
+        for name in ("elsewhere.py", "before.py")
+    }
+    assert recorded == {"elsewhere.py": DAY - 9, "before.py": DAY}
 
 
 def test_what_cannot_be_compiled_and_what_packages_test_themselves_with_has_none(
     tmp_path: Path, finish: Callable[..., dict[str, bytes]]
 ) -> None:
-    for name in ("good.py", "template.py", "tests/test_good.py"):
+    texts = {"template.py": "{{ name }} = (", "deep.py": "-" * 200_000 + "1"}
+    for name in ("good.py", *texts, "tests/test_good.py"):
         path = tmp_path / "layer" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{{ name }} = (" if name == "template.py" else "'\\d'\n")
+        path.write_text(texts.get(name, "'\\d'\n"))
     assert [
         name.rpartition("/")[2].partition(".")[0] for name in finish(tmp_path / "layer") if name[-4:] == ".pyc"
     ] == ["good"]
@@ -240,12 +245,37 @@ def test_an_index_that_does_not_answer_is_asked_once(
     assert (tmp_path / "rest").read_text().count("==1 ") == 3
 
 
+@pytest.mark.parametrize(
+    ("address", "secret", "asked"),
+    [
+        ("https://anna:hunter2@index/simple", "", False),
+        ("https://anna:hunter2@index/simple", "yes", False),
+        ("https://index/t0ken/simple", "yes", False),
+        ("https://index/root/pypi/simple/", "yes", True),
+        ("https://index/whl/cu128", "yes", True),
+        ("https://index/anything/simple", "", True),
+    ],
+)
 def test_an_address_with_a_login_is_for_pip(
-    download: ModuleType, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    download: ModuleType,
+    mirror: Mirror,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    secret: str,
+    asked: bool,
 ) -> None:
-    """Every user of a host can read the words of a command."""
-    monkeypatch.setenv("PIP_INDEX_URL", "https://anna:hunter2@index/simple")
+    """Every user of a host can read the words of a command; a token may be in the path of an address, too."""
+    monkeypatch.setenv("PIP_INDEX_URL", address)
+    monkeypatch.setenv("INDEX_IS_SECRET", secret)
     (tmp_path / "lock").write_text(entry("there", b"1"))
     download.main(str(tmp_path / "lock"), str(tmp_path), str(tmp_path / "rest"), "-o", "A=b")
-    assert not mirror.asked
+    assert bool(mirror.asked) is asked
     assert (tmp_path / "rest").read_text().startswith("there==1 ")
+
+
+def test_what_is_no_pin_is_left_alone_with_all_the_rest(download: ModuleType, mirror: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(entry("there", b"1") + "name @ https://x/name-1-py3-none-any.whl --hash=sha256:1\n")
+    with pytest.raises(SystemExit, match="not a pin: name @"):
+        download.main(str(tmp_path / "lock"), str(tmp_path), str(tmp_path / "rest"), "-o", "A=b")
+    assert not mirror.asked and not (tmp_path / "rest").exists()
