@@ -61,7 +61,7 @@ class Expected:
     Attributes:
         cached: the build cache has it: it downloads and writes nothing.
         download: bytes; None where nobody knows.
-        write: bytes of its layer in the image; None where nobody knows, 0 for a step that has none there.
+        write: bytes that it writes; None where nobody knows.
         exact: ``write`` is the size of this very layer, not of one that was built from other inputs.
         kept: the layer is in the image; what another step writes stays in the build cache.
     """

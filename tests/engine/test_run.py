@@ -161,9 +161,8 @@ def test_ctrl_c_leaves_no_container(leftovers: Leftovers, delay: float, said: bo
     errors = ""
     while child.returncode is None:
         child.send_signal(signal.SIGINT)
-        with suppress(
-            subprocess.TimeoutExpired
-        ):  # where Python ran a start-up file and went on, a person does it again
+        # Where Python ran a start-up file and went on, a person does it again.
+        with suppress(subprocess.TimeoutExpired):
             errors = child.communicate(timeout=30)[1]
         assert child.returncode is not None or not said
     assert leftovers("run") == []

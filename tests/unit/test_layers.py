@@ -7,7 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,18 +20,13 @@ DAY = 1791158400
 # --- finish.py: times and bytecode ---
 
 
-@pytest.fixture
-def finish(tmp_path: Path) -> Callable[..., dict[str, bytes]]:
-    """Ends a layer of these files, on so many CPUs; gives what is there afterwards."""
-
-    def run(folder: Path, cpus: int = 2, *, order: int = 1) -> dict[str, bytes]:
-        listed = b"".join(os.fsencode(path) + b"\0" for path in [*folder.rglob("*")][::order])
-        program = f"import os, runpy; os.cpu_count = lambda: {cpus}; runpy.run_path({str(LAYERS / 'finish.py')!r})"
-        env = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(DAY)}
-        subprocess.run([sys.executable, "-B", "-S", "-c", program], input=listed, env=env, check=True)
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    return run
+def finish(folder: Path, cpus: int = 2, *, order: int = 1) -> dict[str, bytes]:
+    """End a layer of these files, on so many CPUs; gives what is there afterwards."""
+    listed = b"".join(os.fsencode(path) + b"\0" for path in [*folder.rglob("*")][::order])
+    program = f"import os, runpy; os.cpu_count = lambda: {cpus}; runpy.run_path({str(LAYERS / 'finish.py')!r})"
+    env = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(DAY)}
+    subprocess.run([sys.executable, "-B", "-S", "-c", program], input=listed, env=env, check=True)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def planted(folder: Path) -> Path:
@@ -43,7 +38,7 @@ def planted(folder: Path) -> Path:
     return folder
 
 
-def test_bytecode_is_what_python_loads(tmp_path: Path, finish: Callable[..., dict[str, bytes]]) -> None:
+def test_bytecode_is_what_python_loads(tmp_path: Path) -> None:
     source = tmp_path / "layer" / "alpha.py"
     source.parent.mkdir()
     source.write_text("print(__cached__, 1 + 1)\n")
@@ -61,7 +56,7 @@ def test_bytecode_is_what_python_loads(tmp_path: Path, finish: Callable[..., dic
     )
 
 
-def test_everything_gets_the_one_time(tmp_path: Path, finish: Callable[..., dict[str, bytes]]) -> None:
+def test_everything_gets_the_one_time(tmp_path: Path) -> None:
     layer = tmp_path / "layer"
     (layer / "folder").mkdir(parents=True)
     (layer / "folder" / "alpha.py").write_text("1\n")
@@ -84,9 +79,7 @@ def test_everything_gets_the_one_time(tmp_path: Path, finish: Callable[..., dict
     assert recorded == {"elsewhere.py": DAY - 9, "before.py": DAY}
 
 
-def test_what_cannot_be_compiled_and_what_packages_test_themselves_with_has_none(
-    tmp_path: Path, finish: Callable[..., dict[str, bytes]]
-) -> None:
+def test_what_cannot_be_compiled_and_what_packages_test_themselves_with_has_none(tmp_path: Path) -> None:
     texts = {"template.py": "{{ name }} = (", "deep.py": "-" * 200_000 + "1"}
     for name in ("good.py", *texts, "tests/test_good.py"):
         path = tmp_path / "layer" / name
@@ -97,7 +90,7 @@ def test_what_cannot_be_compiled_and_what_packages_test_themselves_with_has_none
     ] == ["good"]
 
 
-def test_the_bytes_do_not_depend_on_the_machine(tmp_path: Path, finish: Callable[..., dict[str, bytes]]) -> None:
+def test_the_bytes_do_not_depend_on_the_machine(tmp_path: Path) -> None:
     folder = planted(tmp_path / "layer")
     one = finish(folder, 1)
     assert sum(name.endswith(".pyc") for name in one) == 6
@@ -174,7 +167,6 @@ class Mirror:
     def __init__(self, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
         self.has: dict[str, bytes] = {}
-        self.lies = False
         monkeypatch.setattr(module, "fetch", self.fetch)
 
     def fetch(self, wanted: Sequence[tuple[str, Path, str]], options: Sequence[str]) -> bool:
